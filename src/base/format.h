@@ -1,0 +1,23 @@
+// format("{} of {}", a, b): the doorkeeper of fmt, and Errors made from it. Host code only.
+#pragma once
+
+#include <fmt/format.h>
+
+#include <string>
+#include <utility>
+
+#include "base/result.h"
+
+namespace nibble {
+
+using fmt::format;
+
+template <class... Args>
+Error make_error(ErrorCode code, fmt::format_string<Args...> text, Args&&... args) {
+  return Error{code, fmt::format(text, std::forward<Args>(args)...)};
+}
+
+// 12.3 MiB, 4.0 GiB: for people; machines get plain byte counts.
+std::string format_bytes(double bytes);
+
+}  // namespace nibble

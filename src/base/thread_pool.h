@@ -1,0 +1,31 @@
+// A fixed set of threads for data-parallel loops. One loop runs at a time; loops do not nest.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <memory>
+
+namespace nibble {
+
+class ThreadPool {
+ public:
+  // `num_threads` counts the calling thread; 0 means one per hardware thread.
+  explicit ThreadPool(int num_threads = 0);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int num_threads() const;
+
+  // Calls body(begin, end) over disjoint ranges that cover [0, count), each at least `grain` long
+  // but for the last. Returns when all are done. A call from inside a body runs inline.
+  // Allocates nothing.
+  void parallel_for(size_t count, size_t grain,
+                    const std::function<void(size_t begin, size_t end)>& body);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace nibble

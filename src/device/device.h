@@ -1,0 +1,59 @@
+// A device: its memory, its operations, and the layout it wants weights in.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "base/result.h"
+#include "device/ops.h"
+#include "tensor/arena.h"
+
+namespace nibble {
+
+// Owns one allocation of device memory; move-only.
+class DeviceMemory {
+ public:
+  using Deleter = void (*)(void*, size_t);
+  DeviceMemory() = default;
+  DeviceMemory(void* data, size_t size, Deleter deleter)
+      : data_(data), size_(size), deleter_(deleter) {}
+  DeviceMemory(DeviceMemory&& other) noexcept { *this = std::move(other); }
+  DeviceMemory& operator=(DeviceMemory&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    std::swap(deleter_, other.deleter_);
+    return *this;
+  }
+  ~DeviceMemory() {
+    if (data_ != nullptr) deleter_(data_, size_);
+  }
+  void* data() const { return data_; }
+  size_t size() const { return size_; }
+
+ private:
+  void* data_ = nullptr;
+  size_t size_ = 0;
+  Deleter deleter_ = nullptr;
+};
+
+class Device {
+ public:
+  virtual ~Device() = default;
+  virtual std::string name() const = 0;  // "cpu"
+  virtual Ops& ops() = 0;
+  // Zeroed memory, or kOutOfMemory naming `who` and the size.
+  virtual Result<DeviceMemory> allocate(size_t bytes, const char* who) = 0;
+  // Bytes that the prepared form of `weight` (a disk-layout weight) takes in the arena, and the
+  // prepared weight itself; with a counting arena the pointers of the result are null.
+  // The CPU keeps the disk layout and returns weights that point into the mapped file.
+  virtual LinearWeight prepare_linear(const LinearWeight& on_disk, Arena& arena) = 0;
+};
+
+enum class Backend { kAuto, kReference, kCpu };
+
+// `num_threads` 0: all hardware threads. The only place that names a backend.
+Result<std::unique_ptr<Device>> open_device(Backend backend, int num_threads = 0);
+
+}  // namespace nibble

@@ -1,0 +1,68 @@
+// A loaded model: weights bound by the ModelSpec and one forward pass written against Ops.
+#pragma once
+
+#include <functional>
+#include <memory>
+
+#include "checkpoint/model_dir.h"
+#include "device/device.h"
+#include "model/config.h"
+#include "model/weights.h"
+
+namespace nibble {
+
+// Bytes of cache a sequence needs; engine/ never knows what they mean.
+struct CacheShape {
+  int num_blocks = 0;       // KV blocks over all sequences
+  int block_size = 16;      // tokens
+  int num_state_slots = 0;  // sequences with live recurrent state
+  DType kv_dtype = DType::kF32;
+};
+
+// All caches of a model in one arena: per full-attention layer a KvCache, per linear-attention
+// layer a conv state [slots, conv_dim, kernel - 1] and a recurrent state [slots, nv, dk, dv] F32.
+struct ModelCaches {
+  std::vector<KvCache> kv;  // index: layer; empty tensors where the layer has none
+  std::vector<Tensor> conv_state;
+  std::vector<Tensor> recurrent_state;
+};
+ModelCaches place_caches(const ModelSpec& spec, const CacheShape& shape, DType activation_dtype,
+                         Arena& arena);
+
+// What a forward pass may touch.
+struct Step {
+  Ops* ops = nullptr;
+  RaggedBatch batch;
+  const int32_t* token_ids = nullptr;   // [num_tokens]
+  const int32_t* positions = nullptr;   // [3, num_tokens]
+  const int32_t* logit_rows = nullptr;  // [num_logit_rows] tokens whose logits are wanted
+  int32_t num_logit_rows = 0;
+  ModelCaches* caches = nullptr;
+  Arena* scratch = nullptr;  // activations live here between mark and release
+  // Called with a name ("layers.3.mixer") and a tensor at each point of interest; tests only.
+  std::function<void(const char* what, int layer, const Tensor& value)> observe;
+};
+
+class Model {
+ public:
+  // Binds every weight; a missing tensor or wrong shape is an error that names it.
+  static Result<Model> load(const ModelDir& dir, Device& device, DType activation_dtype);
+
+  const ModelSpec& spec() const { return spec_; }
+  const ModelWeights& weights() const { return weights_; }
+  DType activation_dtype() const { return activation_dtype_; }
+
+  // logits [num_logit_rows, vocab_size] F32. Scratch needs activation_bytes(num_tokens,
+  // num_logit_rows).
+  void forward(const Step& step, const Tensor& logits) const;
+  // Counts the scratch a step of this size takes, by running forward over a counting arena.
+  size_t activation_bytes(int32_t num_tokens, int32_t num_logit_rows) const;
+
+ private:
+  ModelSpec spec_;
+  ModelWeights weights_;
+  DType activation_dtype_ = DType::kF32;
+  DeviceMemory memory_;
+};
+
+}  // namespace nibble

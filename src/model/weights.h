@@ -1,0 +1,63 @@
+// The weights of a model, bound by name from a checkpoint; views only.
+#pragma once
+
+#include <vector>
+
+#include "checkpoint/model_dir.h"
+#include "device/device.h"
+#include "model/config.h"
+
+namespace nibble {
+
+struct AttentionWeights {
+  LinearWeight q_proj, k_proj, v_proj, o_proj;  // q_proj rows: per head [query | gate] when gated
+  Tensor q_norm, k_norm;                        // [head_dim]; empty without qk_norm
+};
+
+struct GatedDeltaNetWeights {
+  LinearWeight in_proj_qkv, in_proj_z, in_proj_b, in_proj_a, out_proj;
+  Tensor conv1d;          // [conv_dim, kernel]
+  Tensor a_log, dt_bias;  // [num_v_heads]
+  Tensor norm;            // [head_v_dim], applied as stored
+};
+
+struct MlpWeights {
+  LinearWeight gate_proj, up_proj, down_proj;
+};
+
+struct MoeWeights {
+  LinearWeight router, shared_expert_gate;
+  std::vector<LinearWeight> gate_proj, up_proj, down_proj;  // [num_experts]
+  MlpWeights shared_expert;
+};
+
+struct LayerWeights {
+  Tensor input_layernorm, post_attention_layernorm;
+  AttentionWeights attention;  // one of these two
+  GatedDeltaNetWeights delta_net;
+  MlpWeights mlp;  // one of these two
+  MoeWeights moe;
+};
+
+struct ModelWeights {
+  Tensor embed_tokens;  // [vocab_size, hidden_size]
+  std::vector<LayerWeights> layers;
+  Tensor norm;
+  LinearWeight lm_head;  // the embedding when tied
+};
+
+// Every Linear of the model in definition order, with its module name without the ".weight" suffix
+// ("model.layers.3.self_attn.q_proj") and its shape. What quantization recipes match against.
+struct LinearModule {
+  std::string name;
+  int64_t out_features = 0;
+  int64_t in_features = 0;
+};
+std::vector<LinearModule> linear_modules(const ModelSpec& spec);
+
+Result<LayerWeights> bind_layer(const ModelDir& dir, const ModelSpec& spec, int layer,
+                                Device& device, Arena& arena);
+Result<ModelWeights> bind_weights(const ModelDir& dir, const ModelSpec& spec, Device& device,
+                                  Arena& arena);
+
+}  // namespace nibble

@@ -1,0 +1,26 @@
+// The weight of a Linear, dense or group-quantized: views only.
+#pragma once
+
+#include <cstdint>
+
+#include "tensor/quant_format.h"
+#include "tensor/tensor.h"
+
+namespace nibble {
+
+// The weight of y = x W', W of shape [out_features, in_features], in the layout its backend chose
+// at load (Device::prepare_linear). Exactly one of `dense` and `packed` is set.
+struct LinearWeight {
+  int64_t out_features = 0;
+  int64_t in_features = 0;
+  Tensor dense;  // [out, in] F32, BF16 or F16
+  // Group-quantized: value = (q - zero) * scale, rounded as in docs/reference (one contract for all
+  // backends: subtract in integers, multiply in f32 by the stored scale).
+  QuantFormat format;
+  Tensor packed;  // ref/cpu: I32 [out, in * bits / 32], lowest bits first, each value + 2^(bits-1)
+  Tensor scale;   // [out, num_groups] F32, BF16 or F16
+  Tensor zero_point;  // I8 [out, num_groups]; empty when symmetric
+  bool quantized() const { return !packed.empty(); }
+};
+
+}  // namespace nibble
