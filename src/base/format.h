@@ -2,6 +2,7 @@
 #pragma once
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <string>
 #include <utility>
@@ -11,6 +12,7 @@
 namespace nibble {
 
 using fmt::format;
+using fmt::join;
 
 template <class... Args>
 Error make_error(ErrorCode code, fmt::format_string<Args...> text, Args&&... args) {

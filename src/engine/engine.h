@@ -28,11 +28,13 @@ struct EngineStats {
   double kv_usage = 0;        // 0..1
   int64_t prompt_tokens = 0;  // totals since start
   int64_t generated_tokens = 0;
+  int64_t num_preemptions = 0;
 };
 
 class Engine {
  public:
-  // Loads weights, reserves all memory, rehearses the largest step, starts the engine thread.
+  // Loads weights, reserves all memory, starts the engine thread. `model` must outlive the engine:
+  // on a CPU its weights stay in the mapped files.
   static Result<std::unique_ptr<Engine>> start(const ModelDir& model, const EngineOptions& options);
   virtual ~Engine() = default;
 

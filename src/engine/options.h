@@ -21,4 +21,9 @@ struct EngineOptions {
   int max_queue = 256;        // waiting requests
 };
 
+// The named dtypes, or an error that lists them. auto: float32 on a CPU.
+Result<DType> parse_activation_dtype(const std::string& name);
+// auto: `activation`.
+Result<DType> parse_kv_cache_dtype(const std::string& name, DType activation);
+
 }  // namespace nibble

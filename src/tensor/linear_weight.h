@@ -14,8 +14,9 @@ struct LinearWeight {
   int64_t out_features = 0;
   int64_t in_features = 0;
   Tensor dense;  // [out, in] F32, BF16 or F16
-  // Group-quantized: value = (q - zero) * scale, rounded as in docs/reference (one contract for all
-  // backends: subtract in integers, multiply in f32 by the stored scale).
+  // Group-quantized. The contract for all backends: value = (q - zero) * scale, the difference
+  // exact, the product in f32, rounded once to the dtype of the scale. A model that decompresses to
+  // 16 bits first computes with the same values.
   QuantFormat format;
   Tensor packed;  // ref/cpu: I32 [out, in * bits / 32], lowest bits first, each value + 2^(bits-1)
   Tensor scale;   // [out, num_groups] F32, BF16 or F16

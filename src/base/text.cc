@@ -1,0 +1,48 @@
+// Levenshtein distance over two rows.
+#include "base/text.h"
+
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+namespace nibble {
+namespace {
+
+size_t edit_distance(std::string_view a, std::string_view b) {
+  std::vector<size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), size_t{0});
+  for (size_t i = 0; i < a.size(); ++i) {
+    size_t diagonal = row[0];
+    row[0] = i + 1;
+    for (size_t j = 0; j < b.size(); ++j) {
+      const size_t substituted = diagonal + (a[i] == b[j] ? 0 : 1);
+      diagonal = row[j + 1];
+      row[j + 1] = std::min({row[j] + 1, diagonal + 1, substituted});
+    }
+  }
+  return row.back();
+}
+
+template <class T>
+std::string nearest(std::string_view name, std::span<const T> candidates) {
+  size_t best = std::max<size_t>(1, name.size() / 3) + 1;
+  std::string_view found;
+  for (const T& candidate : candidates) {
+    const size_t distance = edit_distance(name, candidate);
+    if (distance >= best) continue;
+    best = distance;
+    found = candidate;
+  }
+  return std::string(found);
+}
+
+}  // namespace
+
+std::string nearest_name(std::string_view name, std::span<const std::string> candidates) {
+  return nearest(name, candidates);
+}
+std::string nearest_name(std::string_view name, std::span<const std::string_view> candidates) {
+  return nearest(name, candidates);
+}
+
+}  // namespace nibble

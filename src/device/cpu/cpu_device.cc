@@ -1,0 +1,30 @@
+// Host memory, weights stay in the mapped files.
+#include "device/cpu/cpu_device.h"
+
+#include "device/cpu/cpu_ops.h"
+#include "device/host_memory.h"
+
+namespace nibble::cpu {
+namespace {
+
+class CpuDevice final : public Device {
+ public:
+  explicit CpuDevice(int num_threads) : ops_(num_threads) {}
+  std::string name() const override { return "cpu"; }
+  Ops& ops() override { return ops_; }
+  Result<DeviceMemory> allocate(size_t bytes, const char* who) override {
+    return allocate_host(bytes, who);
+  }
+  LinearWeight prepare_linear(const LinearWeight& on_disk, Arena&) override { return on_disk; }
+
+ private:
+  CpuOps ops_;
+};
+
+}  // namespace
+
+std::unique_ptr<Device> open(int num_threads) {
+  return std::make_unique<CpuDevice>(num_threads);
+}
+
+}  // namespace nibble::cpu

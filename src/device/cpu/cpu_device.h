@@ -1,0 +1,13 @@
+// The CPU backend: vectorised and threaded where it pays, the reference operations elsewhere.
+#pragma once
+
+#include <memory>
+
+#include "device/device.h"
+
+namespace nibble::cpu {
+
+// `num_threads` 0: one per hardware thread.
+std::unique_ptr<Device> open(int num_threads);
+
+}  // namespace nibble::cpu

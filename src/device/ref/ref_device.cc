@@ -1,0 +1,29 @@
+// One thread, no preparation.
+#include "device/ref/ref_device.h"
+
+#include "device/host_memory.h"
+#include "device/ref/ref_ops.h"
+
+namespace nibble::ref {
+namespace {
+
+class RefDevice final : public Device {
+ public:
+  std::string name() const override { return "reference"; }
+  Ops& ops() override { return ops_; }
+  Result<DeviceMemory> allocate(size_t bytes, const char* who) override {
+    return allocate_host(bytes, who);
+  }
+  LinearWeight prepare_linear(const LinearWeight& on_disk, Arena&) override { return on_disk; }
+
+ private:
+  RefOps ops_;
+};
+
+}  // namespace
+
+std::unique_ptr<Device> open() {
+  return std::make_unique<RefDevice>();
+}
+
+}  // namespace nibble::ref

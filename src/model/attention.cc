@@ -1,0 +1,64 @@
+// Gated full attention: projections, q/k norm, rotary embedding, cache, softmax, output gate.
+#include <cmath>
+
+#include "model/decoder.h"
+
+namespace nibble {
+
+void attention_forward(const Step& step, const ModelSpec& spec, const AttentionWeights& weights,
+                       const KvCache& cache, const Tensor& x, const Tensor& out) {
+  Ops& ops = *step.ops;
+  Arena& scratch = *step.scratch;
+  const size_t mark = scratch.mark();
+  const AttentionSpec& a = spec.attention;
+  const int64_t tokens = step.batch.num_tokens;
+  const Shape q_shape{tokens, a.num_heads, a.head_dim};
+  const Shape kv_shape{tokens, a.num_kv_heads, a.head_dim};
+
+  const Tensor q = scratch.tensor(x.dtype, q_shape, "attention q");
+  const Tensor k = scratch.tensor(x.dtype, kv_shape, "attention k");
+  const Tensor v = scratch.tensor(x.dtype, kv_shape, "attention v");
+  Tensor gate;
+  if (a.output_gate) {
+    gate = scratch.tensor(x.dtype, q_shape, "attention gate");
+    const size_t inner = scratch.mark();
+    const Tensor q_and_gate = scratch.tensor(
+        x.dtype, {tokens, a.num_heads, int64_t{2} * a.head_dim}, "attention q and gate");
+    ops.linear(x, weights.q_proj, q_and_gate);
+    ops.split_pairs(q_and_gate, q, gate);
+    scratch.release(inner);
+  } else {
+    ops.linear(x, weights.q_proj, q);
+  }
+  ops.linear(x, weights.k_proj, k);
+  ops.linear(x, weights.v_proj, v);
+  if (a.qk_norm) {
+    ops.rms_norm(q, weights.q_norm, spec.rms_norm_eps, spec.norm_weight_offset, q);
+    ops.rms_norm(k, weights.k_norm, spec.rms_norm_eps, spec.norm_weight_offset, k);
+  }
+
+  RopeArgs rope{.x = q,
+                .positions = step.positions,
+                .inv_freq = spec.rope.inv_freq.data(),
+                .rotary_dim = spec.rope.rotary_dim,
+                .mrope_section = {spec.rope.mrope_section[0], spec.rope.mrope_section[1],
+                                  spec.rope.mrope_section[2]},
+                .attention_scaling = spec.rope.attention_scaling};
+  ops.rope(rope);
+  rope.x = k;
+  ops.rope(rope);
+
+  ops.kv_append(k, v, step.batch, cache);
+  const Tensor attended = scratch.tensor(x.dtype, q_shape, "attention out");
+  ops.attention({.q = q,
+                 .out = attended,
+                 .cache = cache,
+                 .num_kv_heads = a.num_kv_heads,
+                 .softmax_scale = 1.0f / std::sqrt(static_cast<float>(a.head_dim))},
+                step.batch);
+  if (a.output_gate) ops.sigmoid_mul(attended, gate);
+  ops.linear(attended, weights.o_proj, out);
+  scratch.release(mark);
+}
+
+}  // namespace nibble

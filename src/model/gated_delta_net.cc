@@ -1,0 +1,57 @@
+// The linear-attention mixer: projections, short convolution, gated delta rule, gated norm.
+#include "model/decoder.h"
+
+namespace nibble {
+
+void gated_delta_net_forward(const Step& step, const ModelSpec& spec,
+                             const GatedDeltaNetWeights& weights, const Tensor& conv_state,
+                             const Tensor& recurrent_state, const Tensor& x, const Tensor& out) {
+  Ops& ops = *step.ops;
+  Arena& scratch = *step.scratch;
+  const size_t mark = scratch.mark();
+  const GatedDeltaNetSpec& d = spec.delta_net;
+  const int64_t tokens = step.batch.num_tokens;
+  const Shape gate_shape{tokens, d.num_v_heads};
+  const Shape key_shape{tokens, d.num_k_heads, d.head_k_dim};
+  const Shape value_shape{tokens, d.num_v_heads, d.head_v_dim};
+
+  const Tensor z = scratch.tensor(x.dtype, value_shape, "delta net z");
+  const Tensor q = scratch.tensor(x.dtype, key_shape, "delta net q");
+  const Tensor k = scratch.tensor(x.dtype, key_shape, "delta net k");
+  const Tensor v = scratch.tensor(x.dtype, value_shape, "delta net v");
+  const Tensor log_decay = scratch.tensor(DType::kF32, gate_shape, "delta net log decay");
+  const Tensor beta = scratch.tensor(DType::kF32, gate_shape, "delta net beta");
+  {
+    const size_t inner = scratch.mark();
+    const Shape mixed_shape{tokens, d.conv_dim()};
+    const Tensor mixed = scratch.tensor(x.dtype, mixed_shape, "delta net qkv");
+    const Tensor convolved = scratch.tensor(x.dtype, mixed_shape, "delta net conv");
+    ops.linear(x, weights.in_proj_qkv, mixed);
+    ops.causal_conv1d({.x = mixed, .weight = weights.conv1d, .state = conv_state, .out = convolved},
+                      step.batch);
+    ops.slice_columns(convolved, 0, q);
+    ops.slice_columns(convolved, d.key_dim(), k);
+    ops.slice_columns(convolved, int64_t{2} * d.key_dim(), v);
+    const Tensor a = scratch.tensor(x.dtype, gate_shape, "delta net a");
+    const Tensor b = scratch.tensor(x.dtype, gate_shape, "delta net b");
+    ops.linear(x, weights.in_proj_a, a);
+    ops.linear(x, weights.in_proj_b, b);
+    ops.delta_gates(a, b, weights.a_log, weights.dt_bias, log_decay, beta);
+    scratch.release(inner);
+  }
+  ops.linear(x, weights.in_proj_z, z);
+  const Tensor mixed = scratch.tensor(x.dtype, value_shape, "delta net out");
+  ops.gated_delta_net({.q = q,
+                       .k = k,
+                       .v = v,
+                       .log_decay = log_decay,
+                       .beta = beta,
+                       .state = recurrent_state,
+                       .out = mixed},
+                      step.batch);
+  ops.gated_rms_norm(mixed, z, weights.norm, spec.rms_norm_eps, mixed);
+  ops.linear(mixed, weights.out_proj, out);
+  scratch.release(mark);
+}
+
+}  // namespace nibble

@@ -1,0 +1,86 @@
+// Loading and the whole forward pass: embed, layers, final norm, head.
+#include "model/model.h"
+
+#include "device/wrap/metering_ops.h"
+#include "model/architectures.h"
+#include "model/decoder.h"
+
+namespace nibble {
+
+ModelCaches place_caches(const ModelSpec& spec, const CacheShape& shape, DType activation_dtype,
+                         Arena& arena) {
+  ModelCaches caches;
+  const size_t num_layers = spec.layers.size();
+  caches.kv.resize(num_layers);
+  caches.conv_state.resize(num_layers);
+  caches.recurrent_state.resize(num_layers);
+  const GatedDeltaNetSpec& d = spec.delta_net;
+  for (size_t layer = 0; layer < num_layers; ++layer) {
+    if (spec.layers[layer].mixer == MixerKind::kFullAttention) {
+      const Shape kv_shape{shape.num_blocks, shape.block_size, spec.attention.num_kv_heads,
+                           spec.attention.head_dim};
+      caches.kv[layer] = {arena.tensor(shape.kv_dtype, kv_shape, "keys"),
+                          arena.tensor(shape.kv_dtype, kv_shape, "values"),
+                          {shape.kv_dtype}};
+    } else {
+      caches.conv_state[layer] =
+          arena.tensor(activation_dtype, {shape.num_state_slots, d.conv_dim(), d.conv_kernel - 1},
+                       "conv states");
+      caches.recurrent_state[layer] = arena.tensor(
+          DType::kF32, {shape.num_state_slots, d.num_v_heads, d.head_k_dim, d.head_v_dim},
+          "recurrent states");
+    }
+  }
+  return caches;
+}
+
+Result<Model> Model::load(const ModelDir& dir, Device& device, DType activation_dtype) {
+  Model model;
+  model.activation_dtype_ = activation_dtype;
+  NB_TRY(model.spec_, parse_model_config(dir.config()));
+  Arena counter;
+  NB_TRY(model.weights_, bind_weights(dir, model.spec_, device, counter));
+  if (counter.used() == 0) return model;  // the device computes on the mapped weights
+  NB_TRY(model.memory_, device.allocate(counter.used(), "weights"));
+  Arena arena(model.memory_.data(), model.memory_.size());
+  NB_TRY(model.weights_, bind_weights(dir, model.spec_, device, arena));
+  return model;
+}
+
+void Model::forward(const Step& step, const Tensor& logits) const {
+  Ops& ops = *step.ops;
+  Arena& scratch = *step.scratch;
+  const size_t mark = scratch.mark();
+  const Shape shape{step.batch.num_tokens, spec_.hidden_size};
+  const Tensor x = scratch.tensor(activation_dtype_, shape, "residual stream");
+  ops.embed(weights_.embed_tokens, step.token_ids, x);
+  if (step.observe) step.observe("embed", -1, x);
+  for (size_t layer = 0; layer < weights_.layers.size(); ++layer)
+    decoder_layer_forward(step, spec_, static_cast<int>(layer), weights_.layers[layer], x);
+
+  // Norm and head only for the rows that are asked for.
+  const Shape head_shape{step.num_logit_rows, spec_.hidden_size};
+  const Tensor rows = scratch.tensor(activation_dtype_, head_shape, "head input");
+  ops.gather_rows(x, step.logit_rows, rows);
+  ops.rms_norm(rows, weights_.norm, spec_.rms_norm_eps, spec_.norm_weight_offset, rows);
+  if (step.observe) step.observe("norm", -1, rows);
+  ops.linear(rows, weights_.lm_head, logits);
+  scratch.release(mark);
+}
+
+size_t Model::activation_bytes(int32_t num_tokens, int32_t num_logit_rows) const {
+  MeteringOps ops;
+  Arena counter;
+  Arena cache_counter;
+  ModelCaches caches = place_caches(spec_, {}, activation_dtype_, cache_counter);
+  Step step;
+  step.ops = &ops;
+  step.batch.num_tokens = num_tokens;
+  step.num_logit_rows = num_logit_rows;
+  step.caches = &caches;
+  step.scratch = &counter;
+  forward(step, {nullptr, DType::kF32, {num_logit_rows, spec_.vocab_size}});
+  return counter.peak();
+}
+
+}  // namespace nibble
