@@ -40,8 +40,9 @@ class Tokenizer {
   int32_t vocab_size() const;                   // largest id + 1
   std::optional<int32_t> eos_token_id() const;  // from tokenizer_config.json
 
+  struct State;  // defined in tokenizer.cc
+
  private:
-  struct State;
   explicit Tokenizer(std::unique_ptr<State> state);
   std::unique_ptr<State> state_;
 };
