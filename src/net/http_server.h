@@ -1,5 +1,7 @@
-// An HTTP/1.1 server: bytes and sockets, no API. One io thread accepts and reads; handlers run on a
-// worker pool and may block. Limits are enforced while parsing.
+// An HTTP/1.1 server: bytes and sockets, no API. One io thread accepts, reads and writes; handlers
+// run on worker threads and may block. Limits are enforced while parsing, and anything two parsers
+// could read differently (two lengths, folded or bare line ends, odd chunk sizes) is refused with
+// 400 and a close. The doorkeeper of Boost.Beast and Asio.
 #pragma once
 
 #include <chrono>
@@ -29,7 +31,9 @@ struct HttpResponse {
   std::string body;
 };
 
-// The answer to one request; thread-safe. Exactly one of send() or begin_stream()...end_stream().
+// The answer to one request; thread-safe, valid until the handler returns. Exactly one of send() or
+// begin_stream()...end_stream(). A handler that returns without an answer is a 500; one that leaves
+// a stream open cuts the connection, so that the client can tell.
 class HttpReply {
  public:
   virtual ~HttpReply() = default;
@@ -40,21 +44,33 @@ class HttpReply {
   // Blocks while more than the per-stream cap is queued.
   virtual bool write(std::string piece) = 0;
   virtual void end_stream() = 0;
+  // A client that closes its sending half counts as gone: a close cannot be told from it.
   virtual bool client_gone() const = 0;
+  // Calls `callback` once, on the io thread, when the client goes before the answer is complete (at
+  // once if it has gone already); never after the handler has returned. It must be quick and must
+  // not call this reply. An empty function takes the callback back.
+  virtual void on_client_gone(std::function<void()> callback) = 0;
 };
 
 struct HttpServerOptions {
   std::string host = "127.0.0.1";
   int port = 8000;  // 0: any free port
   size_t max_header_bytes = 16 << 10;
+  size_t max_header_count = 128;
   size_t max_body_bytes = size_t{32} << 20;
-  std::chrono::seconds header_timeout{10};
-  std::chrono::seconds body_timeout{30};
-  std::chrono::seconds idle_timeout{5};  // keep-alive
-  std::chrono::seconds write_timeout{30};
-  size_t max_stream_bytes = 256 << 10;  // queued per stream
-  int max_connections = 8192;
-  int num_workers = 32;  // handlers at work at once
+  std::chrono::milliseconds header_timeout{10'000};  // from the first byte, or the connect
+  std::chrono::milliseconds body_timeout{30'000};    // plus a second per 64 KiB received
+  std::chrono::milliseconds idle_timeout{5'000};     // keep-alive
+  std::chrono::milliseconds write_timeout{30'000};   // without progress
+  size_t max_stream_bytes = 256 << 10;               // queued per stream
+  int max_connections = 8192;                        // more get 503 and a close
+  int num_workers = 512;  // handlers at work at once; threads start on demand
+  int max_queued = 2048;  // requests waiting for a worker; more get 503
+  // Requests that must be answered while all workers are busy (health checks) run on two threads of
+  // their own. Null: none.
+  std::function<bool(const HttpRequest&)> is_quick;
+  // The body of answers the server itself gives (400, 408, 413, 431, 503...). Null: plain text.
+  std::function<HttpResponse(int status, std::string_view message)> error_response;
 };
 
 class HttpServer {
@@ -67,7 +83,7 @@ class HttpServer {
   ~HttpServer();  // as stop()
 
   int port() const;
-  // Stops accepting, waits for handlers up to `grace`, then closes what is left.
+  // New requests get 503; those at work may finish within `grace`; then closes what is left.
   void stop(std::chrono::milliseconds grace = std::chrono::milliseconds(0));
 
  private:
