@@ -10,7 +10,7 @@ add_library(nibble_options INTERFACE)
 target_include_directories(nibble_options INTERFACE ${PROJECT_SOURCE_DIR}/src)
 # -ffp-contract=off: the rounding contracts of quantization and of the reference ops name every
 # rounding; a compiler that fuses a multiply and an add would break them.
-target_compile_options(nibble_options INTERFACE -Wall -Wextra -Wno-format-zero-length -ffp-contract=off
+target_compile_options(nibble_options INTERFACE -Wall -Wextra -Wno-format-zero-length -Wno-restrict -ffp-contract=off
   $<$<BOOL:${NIBBLE_WERROR}>:-Werror>)
 target_link_libraries(nibble_options INTERFACE Threads::Threads)
 if(NIBBLE_MOLD)

@@ -1,6 +1,7 @@
 // Strict reading and writing of HTTP heads.
 #include "net/http_head.h"
 
+#include <algorithm>
 #include <ctime>
 
 #include "base/format.h"
@@ -58,15 +59,15 @@ bool split_target(std::string_view target, std::string* path, std::string* query
     const size_t slash = target.find_first_of("/?");
     target.remove_prefix(std::min(slash, target.size()));
     if (target.empty() || target.front() == '?') {
-      *path = "/";
-      *query = target.empty() ? "" : target.substr(1);
+      path->assign(1, '/');
+      query->assign(target.empty() ? target : target.substr(1));
       return true;
     }
   }
   if (target.empty() || (target.front() != '/' && target != "*")) return false;
   const size_t mark = std::min(target.find('?'), target.size());
-  *path = target.substr(0, mark);
-  *query = mark < target.size() ? target.substr(mark + 1) : "";
+  path->assign(target.substr(0, mark));
+  query->assign(target.substr(std::min(mark + 1, target.size())));
   return true;
 }
 

@@ -640,7 +640,10 @@ struct HttpServer::State {
         return;
       }
       auto connection = std::make_shared<Connection>(hub, std::move(socket));
-      const bool full = hub.connections.size() >= static_cast<size_t>(hub.options.max_connections);
+      const auto max_connections = static_cast<size_t>(hub.options.max_connections);
+      const bool full = hub.connections.size() >= max_connections;
+      // Refusals linger for a second; under a flood of them even that is too much.
+      if (hub.connections.size() >= max_connections + 256) return accept();
       hub.connections.insert(connection);
       connection->start();
       if (full) connection->refuse();

@@ -9,9 +9,8 @@
 namespace nibble::jinja {
 namespace {
 
-int64_t checked(bool overflow, int64_t value) {
-  if (overflow) fail("integer result is too large");
-  return value;
+[[noreturn]] void too_large() {
+  fail("integer result is too large");
 }
 
 Value arithmetic(const std::string& op, const Value& a, const Value& b) {
@@ -60,13 +59,20 @@ Value arithmetic(const std::string& op, const Value& a, const Value& b) {
     const int64_t x = a.integer();
     const int64_t y = b.integer();
     int64_t r = 0;
-    if (op == "+") return checked(__builtin_add_overflow(x, y, &r), r);
-    if (op == "-") return checked(__builtin_sub_overflow(x, y, &r), r);
-    if (op == "*") return checked(__builtin_mul_overflow(x, y, &r), r);
+    if (op == "+" || op == "-" || op == "*") {
+      const bool overflow = op == "+"   ? __builtin_add_overflow(x, y, &r)
+                            : op == "-" ? __builtin_sub_overflow(x, y, &r)
+                                        : __builtin_mul_overflow(x, y, &r);
+      if (overflow) too_large();
+      return r;
+    }
     if (op == "//" || op == "%") {
       if (y == 0) fail("integer division or modulo by zero");
-      if (y == -1)
-        return op == "%" ? Value(0) : Value(checked(__builtin_sub_overflow(int64_t{0}, x, &r), r));
+      if (y == -1) {
+        if (op == "%") return 0;
+        if (__builtin_sub_overflow(int64_t{0}, x, &r)) too_large();
+        return r;
+      }
       const int64_t remainder = x % y;
       const bool adjust = remainder != 0 && (remainder < 0) != (y < 0);
       if (op == "%") return adjust ? remainder + y : remainder;
@@ -76,7 +82,7 @@ Value arithmetic(const std::string& op, const Value& a, const Value& b) {
       r = 1;
       for (int64_t i = 0; i < y; ++i) {
         if (r == 0 || x == 1 || x == 0) return x == 0 && y > 0 ? Value(0) : Value(r);
-        if (__builtin_mul_overflow(r, x, &r)) fail("integer result is too large");
+        if (__builtin_mul_overflow(r, x, &r)) too_large();
       }
       return r;
     }

@@ -61,9 +61,9 @@ class Evaluator {
   const std::string* captured_ = nullptr;
 };
 
-// builtins.cc: methods of strings, dicts and lists; null when the object has no such method.
+// methods.cc: methods of strings, dicts and lists; null when the object has no such method.
 Value bound_method(const Value& object, const std::string& name);
-// Global functions: range, dict, namespace, raise_exception, strftime_now.
+// functions.cc: range, dict, namespace, raise_exception, strftime_now.
 void add_globals(std::map<std::string, Value, std::less<>>* names);
 
 }  // namespace nibble::jinja
