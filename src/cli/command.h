@@ -1,0 +1,40 @@
+// A subcommand: its name, one line about it, and what runs. One file each, one row in main.cc.
+#pragma once
+
+#include <span>
+#include <string>
+
+#include "base/options.h"
+#include "base/result.h"
+
+namespace nibble::cli {
+
+// Arguments after the subcommand's name; the exit code.
+using Arguments = std::span<const std::string>;
+
+int quantize(Arguments arguments);
+int inspect(Arguments arguments);
+int run(Arguments arguments);
+int chat(Arguments arguments);
+int serve(Arguments arguments);
+int fidelity(Arguments arguments);
+int recipe(Arguments arguments);
+
+// Prints the error as one line on stderr and returns its exit code.
+int fail(const Error& error);
+
+// Parses into an options struct with a `visit(v)`; when the command should end here (help, or a bad
+// flag) the result holds its exit code in `exit`.
+struct Parsed {
+  bool ok = false;
+  int exit = 0;
+};
+Parsed finish(OptionSet& set, Arguments arguments);
+
+template <class Options>
+Parsed parse(OptionSet& set, Options& options, Arguments arguments) {
+  options.visit(set);
+  return finish(set, arguments);
+}
+
+}  // namespace nibble::cli

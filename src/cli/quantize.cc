@@ -1,0 +1,74 @@
+// nibble quantize MODEL OUT: from a checkpoint and a recipe to a 4-bit checkpoint.
+#include <unistd.h>
+
+#include <cstdio>
+
+#include "base/format.h"
+#include "cli/command.h"
+#include "quant/pipeline.h"
+
+namespace nibble::cli {
+namespace {
+
+struct QuantizeFlags {
+  std::string model;
+  std::string out;
+  std::string recipe = "recipes/w4a16-rtn.yaml";
+  int num_threads = 0;
+  size_t max_shard_bytes = 20'000'000'000;
+  bool json = false;
+
+  template <class V>
+  void visit(V& v) {
+    v.positional("MODEL", &model, "checkpoint directory");
+    v.positional("OUT", &out, "output directory; must not exist");
+    v.option("recipe", &recipe, "recipe.yaml to follow");
+    v.option("num-threads", &num_threads, "threads, 0 for all");
+    v.option("max-shard-bytes", &max_shard_bytes, "largest output file");
+    v.option("json", &json, "print the report as JSON on stdout");
+  }
+};
+
+}  // namespace
+
+int quantize(Arguments arguments) {
+  QuantizeFlags flags;
+  OptionSet set("nibble quantize", "write a 4-bit checkpoint that vLLM and transformers read");
+  if (const Parsed parsed = parse(set, flags, arguments); !parsed.ok) return parsed.exit;
+  const Result<std::string> text = read_file(flags.recipe, size_t{1} << 20);
+  if (!text) return fail(text.error());
+  Result<Recipe> recipe = parse_recipe(*text, flags.recipe);
+  if (!recipe) return fail(recipe.error());
+
+  QuantizeOptions options;
+  options.recipe = std::move(*recipe);
+  options.num_threads = flags.num_threads;
+  options.max_shard_bytes = flags.max_shard_bytes;
+  const bool live = ::isatty(STDERR_FILENO) != 0;
+  size_t last_tenth = 0;
+  options.progress = [&](size_t done, size_t total, const std::string& module) {
+    const size_t tenth = done * 10 / total;
+    if (live) {
+      std::fprintf(stderr, "\r\033[Kquantize %zu/%zu %s", done, total, module.c_str());
+      if (done == total) std::fputs("\r\033[K", stderr);
+    } else if (tenth != last_tenth) {
+      std::fprintf(stderr, "quantize %zu%%\n", tenth * 10);
+    }
+    last_tenth = tenth;
+  };
+  const Result<QuantizeReport> report = quantize_checkpoint(flags.model, flags.out, options);
+  if (!report) return fail(report.error());
+  if (flags.json) {
+    std::puts(dump_json(report->details).c_str());
+    return 0;
+  }
+  std::printf("wrote %s\n", flags.out.c_str());
+  std::printf("  %d modules quantized, %d kept in floating point\n", report->num_quantized,
+              report->num_kept);
+  std::printf("  %s -> %s in %.1f s\n",
+              format_bytes(static_cast<double>(report->source_bytes)).c_str(),
+              format_bytes(static_cast<double>(report->output_bytes)).c_str(), report->seconds);
+  return 0;
+}
+
+}  // namespace nibble::cli

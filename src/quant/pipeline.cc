@@ -1,0 +1,182 @@
+// The stages in order: check, stream, finish.
+#include "quant/pipeline.h"
+
+#include <chrono>
+#include <map>
+
+#include "base/format.h"
+#include "base/hash.h"
+#include "base/log.h"
+#include "base/thread_pool.h"
+#include "checkpoint/model_dir.h"
+#include "checkpoint/writer.h"
+#include "model/architectures.h"
+#include "quant/rtn.h"
+
+namespace nibble {
+namespace {
+
+// Copied beside the weights when the source has them.
+constexpr std::string_view kSideFiles[] = {"generation_config.json",
+                                           "tokenizer.json",
+                                           "tokenizer_config.json",
+                                           "chat_template.jinja",
+                                           "special_tokens_map.json",
+                                           "vocab.json",
+                                           "merges.txt",
+                                           "processor_config.json",
+                                           "preprocessor_config.json",
+                                           "video_preprocessor_config.json"};
+
+class Pipeline {
+ public:
+  Pipeline(const fs::path& source, const fs::path& out, const QuantizeOptions& options)
+      : source_(source), out_(out), options_(options), pool_(options.num_threads) {}
+
+  Result<QuantizeReport> run() {
+    const auto start = std::chrono::steady_clock::now();
+    NB_TRY(const ModelDir dir, ModelDir::open(source_));
+    NB_TRY_STATUS(check(dir));
+    NB_TRY(CheckpointWriter writer,
+           CheckpointWriter::create(out_, {.max_shard_bytes = options_.max_shard_bytes}));
+    NB_TRY_STATUS(stream_tensors(dir, writer));
+    NB_TRY_STATUS(add_files(dir, writer));
+    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+    report_.seconds = elapsed.count();
+    report_.output_bytes = writer.total_tensor_bytes();
+    report_.warnings = explanation_.warnings;
+    report_.details = {
+        {"source", source_.filename().string()},         {"algorithm", "rtn"},
+        {"recipe_sha256", sha256(options_.recipe.text)}, {"source_bytes", report_.source_bytes},
+        {"output_bytes", report_.output_bytes},          {"modules", std::move(modules_)}};
+    NB_TRY_STATUS(writer.add_file("quantization_report.json", dump_json_pretty(report_.details)));
+    NB_TRY_STATUS(writer.finish());
+    return std::move(report_);
+  }
+
+ private:
+  // Everything that can be refused is refused here, before any work.
+  Status check(const ModelDir& dir) {
+    if (options_.recipe.algorithm != Algorithm::kRoundToNearest)
+      return make_error(ErrorCode::kUnsupported,
+                        "the recipe asks for {}; this version rounds to nearest "
+                        "(QuantizationModifier, see recipes/w4a16-rtn.yaml)",
+                        options_.recipe.algorithm == Algorithm::kAwq ? "AWQ" : "GPTQ");
+    if (dir.quantization())
+      return make_error(ErrorCode::kInvalidArgument,
+                        "{}: already quantized; give the original checkpoint", source_.string());
+    NB_TRY(spec_, parse_model_config(dir.config()));
+    NB_TRY(explanation_, explain_recipe(options_.recipe, spec_));
+    for (const std::string& warning : explanation_.warnings) log_warning("recipe: {}", warning);
+    for (const ModuleDecision& decision : explanation_.modules) {
+      if (decision.group < 0) {
+        ++report_.num_kept;
+        continue;
+      }
+      const LinearModule& module = decision.module;
+      NB_TRY(const Tensor weight,
+             dir.tensor(module.name + ".weight", {module.out_features, module.in_features}));
+      if (weight.dtype != DType::kBF16 && weight.dtype != DType::kF16 &&
+          weight.dtype != DType::kF32)
+        return make_error(ErrorCode::kUnsupported,
+                          "{}.weight is {}; BF16, F16 and F32 weights can be quantized",
+                          module.name, dtype_name(weight.dtype));
+      quantized_[module.name + ".weight"] = &decision;
+      ++report_.num_quantized;
+    }
+    return {};
+  }
+
+  // One pass over the mapped shards in file order: a tensor is copied or replaced, then its pages
+  // go.
+  Status stream_tensors(const ModelDir& dir, CheckpointWriter& writer) {
+    size_t total = 0;
+    for (const SafetensorsFile& shard : dir.shards()) total += shard.tensors().size();
+    size_t done = 0;
+    for (const SafetensorsFile& shard : dir.shards()) {
+      for (const TensorInfo& info : shard.tensors()) {
+        report_.source_bytes += info.num_bytes;
+        const auto found = quantized_.find(info.name);
+        if (found == quantized_.end()) {
+          NB_TRY_STATUS(writer.add(info.name, shard.view(info)));
+        } else {
+          NB_TRY_STATUS(quantize(*found->second, shard.view(info), writer));
+        }
+        shard.release_pages(info);
+        if (options_.progress) options_.progress(++done, total, info.name);
+      }
+    }
+    return {};
+  }
+
+  Status quantize(const ModuleDecision& decision, const Tensor& weight, CheckpointWriter& writer) {
+    const QuantizationGroup& group = options_.recipe.groups[static_cast<size_t>(decision.group)];
+    const std::string& name = decision.module.name;
+    NB_TRY(const auto observer, make_observer(group.observer));
+    Result<PackedWeight> rounded = round_to_nearest(weight, group.format, *observer, pool_);
+    if (!rounded)
+      return make_error(rounded.error().code, "{}.weight: {}", name, rounded.error().message);
+    PackedWeight& packed = *rounded;
+    const int64_t rows = weight.shape[0];
+    const int64_t num_groups = group.format.num_groups(weight.shape[1]);
+    void* scale = weight.dtype == DType::kF32 ? static_cast<void*>(packed.scale32.data())
+                                              : static_cast<void*>(packed.scale16.data());
+    int64_t shape[2] = {rows, weight.shape[1]};
+    NB_TRY_STATUS(writer.add(name + ".weight_packed",
+                             {packed.packed.data(),
+                              DType::kI32,
+                              {rows, packed_width(weight.shape[1], group.format.num_bits)}}));
+    NB_TRY_STATUS(writer.add(name + ".weight_scale", {scale, weight.dtype, {rows, num_groups}}));
+    if (!group.format.symmetric)
+      NB_TRY_STATUS(writer.add(name + ".weight_zero_point",
+                               {packed.zero_point.data(),
+                                DType::kI32,
+                                {packed_width(rows, group.format.num_bits), num_groups}}));
+    NB_TRY_STATUS(writer.add(name + ".weight_shape", {shape, DType::kI64, {2}}));
+    modules_[name] = {{"num_bits", group.format.num_bits},
+                      {"observer", group.observer},
+                      {"mean_squared_error", packed.mean_squared_error},
+                      {"relative_error", packed.relative_error}};
+    return {};
+  }
+
+  Status add_files(const ModelDir& dir, CheckpointWriter& writer) {
+    Json config = dir.config();
+    QuantizationConfig quantization;
+    quantization.groups = options_.recipe.groups;
+    // The ignore list in explicit names: every Linear that was kept.
+    for (const ModuleDecision& decision : explanation_.modules)
+      if (decision.group < 0) quantization.ignore.push_back(decision.module.name);
+    config["quantization_config"] = quantization_config_json(quantization);
+    NB_TRY_STATUS(writer.add_file("config.json", dump_json_pretty(config)));
+    NB_TRY_STATUS(writer.add_file("recipe.yaml", options_.recipe.text));
+    for (const std::string_view name : kSideFiles) {
+      Result<std::string> text = dir.side_file(name);
+      if (text) {
+        NB_TRY_STATUS(writer.add_file(name, std::move(*text)));
+      } else if (text.error().code != ErrorCode::kNotFound) {
+        return text.error();
+      }
+    }
+    return {};
+  }
+
+  const fs::path& source_;
+  const fs::path& out_;
+  const QuantizeOptions& options_;
+  ThreadPool pool_;
+  ModelSpec spec_;
+  Explanation explanation_;
+  std::map<std::string, const ModuleDecision*> quantized_;
+  QuantizeReport report_;
+  Json modules_ = Json::object();
+};
+
+}  // namespace
+
+Result<QuantizeReport> quantize_checkpoint(const fs::path& source, const fs::path& out,
+                                           const QuantizeOptions& options) {
+  return Pipeline(source, out, options).run();
+}
+
+}  // namespace nibble

@@ -1,0 +1,310 @@
+// recipe.yaml to a Recipe, and a Recipe to decisions.
+#include "quant/recipe.h"
+
+#include <algorithm>
+#include <array>
+#include <optional>
+
+#include "base/format.h"
+#include "base/text.h"
+#include "base/yaml.h"
+#include "quant/observer.h"
+
+namespace nibble {
+namespace {
+
+// Keys that say what to quantize; any modifier may carry them (an AWQModifier in the old spelling).
+constexpr std::array<std::string_view, 8> kQuantizationKeys = {
+    "config_groups",   "targets",         "ignore",   "scheme",
+    "kv_cache_scheme", "weight_observer", "observer", "bypass_divisibility_checks"};
+constexpr std::array<std::string_view, 9> kAwqKeys = {
+    "mappings",         "duo_scaling",        "n_grid",
+    "offload_device",   "sequential_targets", "requires_calibration_data",
+    "max_chunk_memory", "smooth_layer",       "balance_layers"};
+constexpr std::array<std::string_view, 6> kGptqKeys = {
+    "block_size",         "dampening_frac",   "actorder",
+    "sequential_targets", "offload_hessians", "requires_calibration_data"};
+constexpr std::array<std::string_view, 12> kWeightKeys = {
+    "num_bits", "type",     "symmetric",   "group_size", "strategy", "block_structure",
+    "dynamic",  "actorder", "scale_dtype", "zp_dtype",   "observer", "observer_kwargs"};
+
+class RecipeReader {
+ public:
+  explicit RecipeReader(std::string_view what) : what_(what) {}
+
+  Result<Recipe> read(const Json& root) {
+    if (!root.is_object()) return bad("the recipe", root, "a mapping of stages");
+    for (const auto& [stage, modifiers] : root.items()) {
+      if (!modifiers.is_object()) return bad(stage, modifiers, "a mapping of modifiers");
+      for (const auto& [name, value] : modifiers.items()) {
+        // stage -> group_modifiers -> modifier, or stage -> modifier.
+        if (name.ends_with("_modifiers") && value.is_object()) {
+          for (const auto& [modifier, arguments] : value.items())
+            NB_TRY_STATUS(read_modifier(modifier, arguments));
+        } else {
+          NB_TRY_STATUS(read_modifier(name, value));
+        }
+      }
+    }
+    if (recipe_.groups.empty())
+      return make_error(ErrorCode::kInvalidArgument,
+                        "{}: no modifier says what to quantize; give targets with a scheme or "
+                        "config_groups",
+                        what_);
+    return std::move(recipe_);
+  }
+
+ private:
+  Error bad(std::string_view field, const Json& found, std::string_view expected) const {
+    std::string shown = dump_json(found);
+    if (shown.size() > 60) shown = shown.substr(0, 57) + "...";
+    return make_error(ErrorCode::kInvalidArgument, "{}: {} is {}, expected {}", what_, field, shown,
+                      expected);
+  }
+  Error unknown_key(std::string_view where, const std::string& key,
+                    const std::vector<std::string_view>& known) const {
+    const std::string nearest = nearest_name(key, std::span<const std::string_view>(known));
+    return make_error(ErrorCode::kInvalidArgument, "{}: {}: unknown key \"{}\"{}", what_, where,
+                      key,
+                      nearest.empty() ? format("; known are {}", join(known, ", "))
+                                      : format(", did you mean \"{}\"?", nearest));
+  }
+
+  Status read_modifier(const std::string& name, const Json& arguments) {
+    std::vector<std::string_view> known(kQuantizationKeys.begin(), kQuantizationKeys.end());
+    if (name == "AWQModifier") {
+      known.insert(known.end(), kAwqKeys.begin(), kAwqKeys.end());
+      recipe_.algorithm = Algorithm::kAwq;
+    } else if (name == "GPTQModifier") {
+      known.insert(known.end(), kGptqKeys.begin(), kGptqKeys.end());
+      recipe_.algorithm = Algorithm::kGptq;
+    } else if (name != "QuantizationModifier") {
+      return unknown_key("modifiers", name,
+                         {"AWQModifier", "QuantizationModifier", "GPTQModifier"});
+    }
+    if (arguments.is_null()) return {};
+    if (!arguments.is_object()) return bad(name, arguments, "a mapping");
+    for (const auto& [key, value] : arguments.items())
+      if (std::ranges::find(known, std::string_view(key)) == known.end())
+        return unknown_key(name, key, known);
+    return read_quantization(name, arguments);
+  }
+
+  static const Json& at(const Json& object, const char* key) {
+    static const Json kNull;
+    const auto it = object.find(key);
+    return it == object.end() ? kNull : *it;
+  }
+
+  Result<std::vector<std::string>> strings(const std::string& field, const Json& value) const {
+    std::vector<std::string> list;
+    if (value.is_null()) return list;
+    if (value.is_string()) return std::vector<std::string>{value.get<std::string>()};
+    if (!value.is_array()) return bad(field, value, "a list of names or patterns");
+    for (const Json& item : value) {
+      if (!item.is_string()) return bad(field, item, "a name or pattern");
+      list.push_back(item.get<std::string>());
+    }
+    return list;
+  }
+
+  Status read_quantization(const std::string& name, const Json& arguments) {
+    NB_TRY(std::vector<std::string> ignore, strings(name + ".ignore", at(arguments, "ignore")));
+    recipe_.ignore.insert(recipe_.ignore.end(), ignore.begin(), ignore.end());
+    if (!at(arguments, "kv_cache_scheme").is_null())
+      return bad(name + ".kv_cache_scheme", at(arguments, "kv_cache_scheme"), "null");
+    NB_TRY(const std::vector<std::string> targets,
+           strings(name + ".targets", at(arguments, "targets")));
+    const Json& groups = at(arguments, "config_groups");
+    const Json& scheme = at(arguments, "scheme");
+    if (!groups.is_null() && !scheme.is_null())
+      return make_error(ErrorCode::kInvalidArgument,
+                        "{}: {}: scheme and config_groups contradict each other; keep one", what_,
+                        name);
+    std::optional<std::string> observer;
+    for (const char* key : {"observer", "weight_observer"})
+      if (at(arguments, key).is_string()) observer = at(arguments, key).get<std::string>();
+
+    if (!scheme.is_null()) {
+      QuantizationGroup group;
+      group.targets = targets.empty() ? std::vector<std::string>{"Linear"} : targets;
+      if (scheme == "W4A16") {
+        group.format = {.num_bits = 4, .group_size = 128, .symmetric = true};
+      } else if (scheme == "W4A16_ASYM") {
+        group.format = {.num_bits = 4, .group_size = 128, .symmetric = false};
+      } else if (scheme == "W8A16") {
+        group.format = {.num_bits = 8, .group_size = -1, .symmetric = true};
+      } else {
+        return bad(name + ".scheme", scheme, "W4A16, W4A16_ASYM or W8A16");
+      }
+      return add_group(std::move(group), observer);
+    }
+    if (groups.is_null()) return {};
+    if (!groups.is_object()) return bad(name + ".config_groups", groups, "a mapping of groups");
+    for (const auto& [group_name, value] : groups.items())
+      NB_TRY_STATUS(read_group(name + ".config_groups." + group_name, value, targets, observer));
+    return {};
+  }
+
+  Status read_group(const std::string& field, const Json& value,
+                    const std::vector<std::string>& modifier_targets,
+                    const std::optional<std::string>& observer) {
+    if (!value.is_object()) return bad(field, value, "a mapping");
+    static const std::vector<std::string_view> kKeys = {"targets", "weights", "input_activations",
+                                                        "output_activations", "format"};
+    for (const auto& [key, ignored] : value.items())
+      if (std::ranges::find(kKeys, std::string_view(key)) == kKeys.end())
+        return unknown_key(field, key, kKeys);
+    for (const char* key : {"input_activations", "output_activations"})
+      if (!at(value, key).is_null())
+        return bad(field + "." + key, at(value, key), "null (weights only)");
+    QuantizationGroup group;
+    NB_TRY(group.targets, strings(field + ".targets", at(value, "targets")));
+    if (group.targets.empty()) group.targets = modifier_targets;
+    if (group.targets.empty()) group.targets = {"Linear"};
+    const Json& weights = at(value, "weights");
+    if (!weights.is_object()) return bad(field + ".weights", weights, "a mapping");
+    const std::vector<std::string_view> known(kWeightKeys.begin(), kWeightKeys.end());
+    for (const auto& [key, ignored] : weights.items())
+      if (std::ranges::find(known, std::string_view(key)) == known.end())
+        return unknown_key(field + ".weights", key, known);
+    const auto weight_field = [&](const char* key) { return field + ".weights." + key; };
+
+    const Json& bits = at(weights, "num_bits");
+    if (bits != 4 && bits != 8) return bad(weight_field("num_bits"), bits, "4 or 8");
+    group.format.num_bits = bits.get<int>();
+    if (const Json& type = at(weights, "type"); !type.is_null() && type != "int")
+      return bad(weight_field("type"), type, "int");
+    const Json& symmetric = at(weights, "symmetric");
+    if (!symmetric.is_null() && !symmetric.is_boolean())
+      return bad(weight_field("symmetric"), symmetric, "true or false");
+    group.format.symmetric = symmetric.is_null() || symmetric.get<bool>();
+    for (const char* key : {"dynamic", "actorder", "block_structure", "scale_dtype"})
+      if (const Json& set = at(weights, key); !set.is_null() && set != false)
+        return bad(weight_field(key), set, "null");
+    const Json& strategy = at(weights, "strategy");
+    const Json& size = at(weights, "group_size");
+    if (strategy == "channel" || size == -1) {
+      group.format.group_size = -1;
+    } else if (strategy.is_null() || strategy == "group") {
+      if (size != 32 && size != 64 && size != 128)
+        return bad(weight_field("group_size"), size, "32, 64 or 128");
+      group.format.group_size = size.get<int>();
+    } else {
+      return bad(weight_field("strategy"), strategy, "group or channel");
+    }
+    std::optional<std::string> chosen = observer;
+    if (at(weights, "observer").is_string()) chosen = at(weights, "observer").get<std::string>();
+    return add_group(std::move(group), chosen);
+  }
+
+  Status add_group(QuantizationGroup group, const std::optional<std::string>& observer) {
+    group.observer = observer.value_or("memoryless_minmax");
+    if (const auto made = make_observer(group.observer); !made)
+      return make_error(made.error().code, "{}: {}", what_, made.error().message);
+    recipe_.groups.push_back(std::move(group));
+    return {};
+  }
+
+  std::string_view what_;
+  Recipe recipe_;
+};
+
+// One target or ignore entry: "re:PATTERN" (from the start of the name), a full name, or a class.
+struct Matcher {
+  std::string text;
+  std::optional<Pattern> pattern;
+  bool used = false;
+
+  bool matches(const std::string& name) {
+    const bool hit = pattern ? pattern->matches_start(name) : text == name || text == "Linear";
+    used |= hit;
+    return hit;
+  }
+  // Exact names decide before patterns, patterns before class names.
+  int precedence() const { return pattern ? 1 : text == "Linear" ? 2 : 0; }
+};
+
+Result<Matcher> make_matcher(const std::string& text) {
+  Matcher matcher;
+  matcher.text = text;
+  if (text.starts_with("re:")) {
+    NB_TRY(Pattern pattern, Pattern::compile(std::string_view(text).substr(3)));
+    matcher.pattern = std::move(pattern);
+  }
+  return matcher;
+}
+
+}  // namespace
+
+Result<Recipe> parse_recipe(std::string_view yaml, std::string_view what) {
+  NB_TRY(const Json root, parse_yaml(yaml, what));
+  NB_TRY(Recipe recipe, RecipeReader(what).read(root));
+  recipe.text = yaml;
+  return recipe;
+}
+
+Result<Explanation> explain_recipe(const Recipe& recipe, const ModelSpec& spec) {
+  struct Target {
+    Matcher matcher;
+    int group;
+  };
+  std::vector<Target> targets;
+  for (size_t g = 0; g < recipe.groups.size(); ++g)
+    for (const std::string& text : recipe.groups[g].targets) {
+      NB_TRY(Matcher matcher, make_matcher(text));
+      targets.push_back({std::move(matcher), static_cast<int>(g)});
+    }
+  std::ranges::stable_sort(targets, [](const Target& a, const Target& b) {
+    return std::pair(a.matcher.precedence(), a.matcher.text) <
+           std::pair(b.matcher.precedence(), b.matcher.text);
+  });
+  std::vector<Matcher> ignores;
+  for (const std::string& text : recipe.ignore) {
+    NB_TRY(Matcher matcher, make_matcher(text));
+    ignores.push_back(std::move(matcher));
+  }
+
+  Explanation explanation;
+  std::string indivisible;
+  for (const LinearModule& module : linear_modules(spec)) {
+    ModuleDecision decision{module, -1, "no target matches"};
+    Target* chosen = nullptr;
+    for (Target& target : targets)
+      if (target.matcher.matches(module.name) && chosen == nullptr) chosen = &target;
+    const Matcher* ignored = nullptr;
+    for (Matcher& matcher : ignores)
+      if (matcher.matches(module.name) && ignored == nullptr) ignored = &matcher;
+    if (ignored != nullptr) {
+      decision.rule = "ignore " + ignored->text;
+    } else if (module.name == "lm_head" && spec.tie_word_embeddings) {
+      decision.rule = "tied to the embedding";
+    } else if (chosen != nullptr) {
+      decision.group = chosen->group;
+      decision.rule = "target " + chosen->matcher.text;
+      const int size = recipe.groups[static_cast<size_t>(chosen->group)].format.group_size;
+      if (size > 0 && module.in_features % size != 0)
+        indivisible += format("{}{} has {} columns", indivisible.empty() ? "" : ", ", module.name,
+                              module.in_features);
+    }
+    explanation.modules.push_back(std::move(decision));
+  }
+  if (!indivisible.empty())
+    return make_error(ErrorCode::kInvalidArgument,
+                      "the group size does not divide the columns of: {}; use a smaller group_size "
+                      "or ignore these modules",
+                      indivisible);
+  for (const Target& target : targets)
+    if (!target.matcher.used)
+      return make_error(ErrorCode::kInvalidArgument,
+                        "recipe: target \"{}\" matches no module of {}; see nibble inspect for the "
+                        "names",
+                        target.matcher.text, spec.architecture);
+  for (const Matcher& matcher : ignores)
+    if (!matcher.used)
+      explanation.warnings.push_back(
+          format("ignore \"{}\" matches no module of this model", matcher.text));
+  return explanation;
+}
+
+}  // namespace nibble
