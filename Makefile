@@ -23,13 +23,13 @@ test:
 	@cmake --preset test >/dev/null
 	@cmake --build --preset test -j $(JOBS)
 	@cmake --preset fuzz >/dev/null
-	@cmake --build --preset fuzz -j $(JOBS)
+	@cmake --build --preset fuzz --target fuzz_targets -j $(JOBS)
 	@ctest --test-dir build/test --output-on-failure -j $(JOBS)
 
 fuzz:
 	@tools/setup.sh test
 	@cmake --preset fuzz >/dev/null
-	@cmake --build --preset fuzz -j $(JOBS)
+	@cmake --build --preset fuzz --target fuzz_targets -j $(JOBS)
 	@tools/fuzz.sh build/fuzz/fuzz 600
 
 bench:

@@ -282,19 +282,20 @@ Value Evaluator::make_macro(const Node& node, const std::string& name) {
         const size_t num_parameters = node.named.size();
         if (arguments.positional.size() > num_parameters)
           fail(format("macro '{}' takes not more than {} argument(s)", name, num_parameters));
-        for (const auto& [key, value] : arguments.named) {
+        for (const auto& argument : arguments.named) {
+          const std::string& key = argument.first;
           const bool known =
               std::ranges::any_of(node.named, [&](const auto& p) { return p.first == key; });
           if (!known && key != "caller")
             fail(format("macro '{}' takes no keyword argument '{}'", name, key));
-          if (!known) scope->names[key] = value;
+          if (!known) scope->names[key] = argument.second;
         }
         for (size_t i = 0; i < num_parameters; ++i) {
-          const auto& [parameter, fallback] = node.named[i];
+          const std::string& parameter = node.named[i].first;
+          const NodePtr& fallback = node.named[i].second;
           Value value = Undefined{parameter};
           const auto named = std::ranges::find_if(
-              arguments.named,
-              [&, &wanted = parameter](const auto& p) { return p.first == wanted; });
+              arguments.named, [&](const auto& p) { return p.first == parameter; });
           if (i < arguments.positional.size()) {
             if (named != arguments.named.end())
               fail(format("macro '{}' got multiple values for argument '{}'", name, parameter));

@@ -28,28 +28,11 @@ struct TemplateError : std::runtime_error {
 [[noreturn]] void fail(const std::string& message);
 
 class Value;
+class Dict;
 class Evaluator;
-
-struct Arguments {
-  std::vector<Value> positional;
-  std::vector<std::pair<std::string, Value>> named;
-};
+struct Arguments;
 
 using List = std::vector<Value>;
-
-// Insertion-ordered, string keys found by hash, other keys by scan.
-class Dict {
- public:
-  const Value* find(const Value& key) const;
-  const Value* find(std::string_view key) const;
-  void set(const Value& key, Value value);
-  const std::vector<std::pair<Value, Value>>& items() const { return items_; }
-  size_t size() const { return items_.size(); }
-
- private:
-  std::vector<std::pair<Value, Value>> items_;
-  std::unordered_map<std::string, size_t> index_;
-};
 
 struct Undefined {
   std::string name;  // for error messages
@@ -94,7 +77,7 @@ class Value {
   static Value tuple(List items) {
     return Sequence{std::make_shared<const List>(std::move(items)), true};
   }
-  static Value dict(Dict items) { return Mapping{std::make_shared<const Dict>(std::move(items))}; }
+  static Value dict(Dict items);
   static Value function(std::string name, std::function<Value(Evaluator&, const Arguments&)> call) {
     return Callable{std::move(name),
                     std::make_shared<const std::function<Value(Evaluator&, const Arguments&)>>(
@@ -120,6 +103,29 @@ class Value {
  private:
   Variant data_;
 };
+
+struct Arguments {
+  std::vector<Value> positional;
+  std::vector<std::pair<std::string, Value>> named;
+};
+
+// Insertion-ordered, string keys found by hash, other keys by scan.
+class Dict {
+ public:
+  const Value* find(const Value& key) const;
+  const Value* find(std::string_view key) const;
+  void set(const Value& key, Value value);
+  const std::vector<std::pair<Value, Value>>& items() const { return items_; }
+  size_t size() const { return items_.size(); }
+
+ private:
+  std::vector<std::pair<Value, Value>> items_;
+  std::unordered_map<std::string, size_t> index_;
+};
+
+inline Value Value::dict(Dict items) {
+  return Mapping{std::make_shared<const Dict>(std::move(items))};
+}
 
 Value from_json(const Json& json);
 // What tojson prints. Undefined and callables have no JSON and are an error.
