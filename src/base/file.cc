@@ -43,10 +43,28 @@ Result<size_t> regular_file_size(const FileDescriptor& file, const fs::path& pat
   return static_cast<size_t>(info.st_size);
 }
 
+// Opening a FIFO would wait for its writer; O_NONBLOCK means nothing to a regular file.
+int open_for_reading(const fs::path& path) {
+  return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+}
+
+Status write_synced(const fs::path& path, std::string_view bytes) {
+  const FileDescriptor file(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
+  if (file.get() < 0) return io_error(path, "create");
+  while (!bytes.empty()) {
+    const ssize_t put = ::write(file.get(), bytes.data(), bytes.size());
+    if (put < 0 && errno == EINTR) continue;
+    if (put < 0) return io_error(path, "write");
+    bytes.remove_prefix(static_cast<size_t>(put));
+  }
+  if (::fsync(file.get()) != 0) return io_error(path, "sync");
+  return {};
+}
+
 }  // namespace
 
 Result<std::string> read_file(const fs::path& path, size_t max_bytes) {
-  const FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  const FileDescriptor file(open_for_reading(path));
   if (file.get() < 0) return io_error(path, "open");
   NB_TRY(const size_t size, regular_file_size(file, path));
   if (size > max_bytes)
@@ -68,20 +86,15 @@ Result<std::string> read_file(const fs::path& path, size_t max_bytes) {
 
 Status write_file_durably(const fs::path& path, std::string_view bytes) {
   const fs::path partial = path.string() + ".partial";
-  {
-    const FileDescriptor file(
-        ::open(partial.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
-    if (file.get() < 0) return io_error(partial, "create");
-    size_t done = 0;
-    while (done < bytes.size()) {
-      const ssize_t put = ::write(file.get(), bytes.data() + done, bytes.size() - done);
-      if (put < 0 && errno == EINTR) continue;
-      if (put < 0) return io_error(partial, "write");
-      done += static_cast<size_t>(put);
-    }
-    if (::fsync(file.get()) != 0) return io_error(partial, "sync");
+  if (Status written = write_synced(partial, bytes); !written) {
+    ::unlink(partial.c_str());
+    return written;
   }
-  if (::rename(partial.c_str(), path.c_str()) != 0) return io_error(path, "rename into place");
+  if (::rename(partial.c_str(), path.c_str()) != 0) {
+    Error error = io_error(path, "rename into place");
+    ::unlink(partial.c_str());
+    return error;
+  }
   return sync_directory(path.parent_path().empty() ? fs::path(".") : path.parent_path());
 }
 
@@ -93,7 +106,7 @@ Status sync_directory(const fs::path& path) {
 }
 
 Result<MappedFile> MappedFile::open(const fs::path& path) {
-  const FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  const FileDescriptor file(open_for_reading(path));
   if (file.get() < 0) return io_error(path, "open");
   NB_TRY(const size_t size, regular_file_size(file, path));
   MappedFile mapped;

@@ -1,4 +1,4 @@
-// SHA-256. Doorkeeper of OpenSSL's digests.
+// SHA-256 of bytes that arrive in pieces. Doorkeeper of OpenSSL's digests.
 #pragma once
 
 #include <cstddef>
@@ -6,6 +6,9 @@
 #include <span>
 #include <string>
 #include <string_view>
+
+#include "base/file.h"
+#include "base/result.h"
 
 namespace nibble {
 
@@ -17,15 +20,18 @@ class Sha256 {
   ~Sha256();
 
   void update(std::span<const std::byte> bytes);
-  void update(std::string_view text);
-  // 64 lower-case hex digits; the object is spent afterwards.
+  void update(std::string_view bytes) { update(std::as_bytes(std::span(bytes))); }
+  // 64 lowercase hex digits of everything so far; the object starts afresh.
   std::string finish();
 
  private:
-  struct State;
-  std::unique_ptr<State> state_;
+  struct Context;
+  std::unique_ptr<Context> context_;
 };
 
-std::string sha256(std::string_view text);
+std::string sha256_hex(std::string_view bytes);
+
+// Reads the file in pieces: memory does not grow with it.
+Result<std::string> sha256_file(const fs::path& path);
 
 }  // namespace nibble

@@ -1,12 +1,17 @@
 // Workers sleep on a condition variable, wake for a loop, and take ranges from one counter.
+// A loop ends only when every worker has joined it and left again, even one that woke too late to
+// get a range: so no worker can sleep through a loop into the next, nor touch a body that is gone.
 #include "base/thread_pool.h"
 
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
+
+#include "base/log.h"
 
 namespace nibble {
 namespace {
@@ -28,7 +33,8 @@ struct ThreadPool::State {
   std::atomic<size_t> next{0};
   std::vector<std::jthread> workers;
 
-  void drain() {
+  // noexcept: a body that throws would leave other threads inside a loop whose caller is gone.
+  void drain() noexcept {
     inside_loop = true;
     for (size_t begin = next.fetch_add(step); begin < count; begin = next.fetch_add(step))
       (*body)(begin, std::min(begin + step, count));
@@ -54,8 +60,13 @@ struct ThreadPool::State {
 ThreadPool::ThreadPool(int num_threads) : state_(std::make_unique<State>()) {
   if (num_threads <= 0)
     num_threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-  for (int i = 1; i < num_threads; ++i)
-    state_->workers.emplace_back([state = state_.get()] { state->work(); });
+  try {
+    for (int i = 1; i < num_threads; ++i)
+      state_->workers.emplace_back([state = state_.get()] { state->work(); });
+  } catch (const std::system_error& error) {  // a limit on processes: go on with what there is
+    log_warning("thread pool is smaller than asked for: {} num_threads={} wanted={}", error.what(),
+                state_->workers.size() + 1, num_threads);
+  }
 }
 
 ThreadPool::~ThreadPool() {
@@ -86,7 +97,7 @@ void ThreadPool::parallel_for(size_t count, size_t grain,
     state.body = &body;
     state.count = count;
     // About four ranges per thread even out uneven work at little cost.
-    state.step = std::max(grain, (count + num_threads * 4 - 1) / (num_threads * 4));
+    state.step = std::max(grain, (count - 1) / (num_threads * 4) + 1);
     state.next = 0;
     state.num_active = static_cast<int>(num_threads) - 1;
     ++state.generation;

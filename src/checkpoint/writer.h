@@ -1,7 +1,7 @@
 // Writes a checkpoint crash-safely: into OUT.partial/ under a lock, shard by shard, then index,
 // config and side files, then a manifest of SHA-256 sums, then one rename to OUT that refuses to
 // overwrite. A Writer dropped before finish() leaves OUT untouched (OUT.partial/ stays for a
-// resume).
+// resume). One thread.
 #pragma once
 
 #include <memory>
@@ -15,7 +15,9 @@
 namespace nibble {
 
 struct WriterOptions {
-  size_t max_shard_bytes = 20'000'000'000;  // decimal, as other tools count
+  size_t max_shard_bytes = 20'000'000'000;  // decimal, as other tools count; tensor bytes only
+  // When known, create() refuses at once if the file system has less room than this.
+  size_t expected_bytes = 0;
 };
 
 class CheckpointWriter {
@@ -28,12 +30,14 @@ class CheckpointWriter {
   ~CheckpointWriter();
 
   // Appends a tensor to the current shard; the bytes are on their way to disk when it returns.
-  // Resident memory does not grow with the shard.
+  // Resident memory does not grow with the shard. After a failed add every later call fails too.
   Status add(std::string_view name, const Tensor& tensor);
   // A side file (config.json, recipe.yaml...): written at finish().
   Status add_file(std::string_view file_name, std::string bytes);
-  // Shard names and index, side files, manifest.json, final rename.
+  // Shard names and index, side files, manifest.json, final rename. Last call on this object.
   Status finish();
+  // Removes OUT.partial/: for a run that failed in a way that trying again will not mend.
+  void discard();
 
   size_t total_tensor_bytes() const;
 

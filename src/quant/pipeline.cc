@@ -45,10 +45,12 @@ class Pipeline {
     report_.seconds = elapsed.count();
     report_.output_bytes = writer.total_tensor_bytes();
     report_.warnings = explanation_.warnings;
-    report_.details = {
-        {"source", source_.filename().string()},         {"algorithm", "rtn"},
-        {"recipe_sha256", sha256(options_.recipe.text)}, {"source_bytes", report_.source_bytes},
-        {"output_bytes", report_.output_bytes},          {"modules", std::move(modules_)}};
+    report_.details = {{"source", source_.filename().string()},
+                       {"algorithm", "rtn"},
+                       {"recipe_sha256", sha256_hex(options_.recipe.text)},
+                       {"source_bytes", report_.source_bytes},
+                       {"output_bytes", report_.output_bytes},
+                       {"modules", std::move(modules_)}};
     NB_TRY_STATUS(writer.add_file("quantization_report.json", dump_json_pretty(report_.details)));
     NB_TRY_STATUS(writer.finish());
     return std::move(report_);

@@ -217,7 +217,7 @@ struct Matcher {
   bool used = false;
 
   bool matches(const std::string& name) {
-    const bool hit = pattern ? pattern->matches_start(name) : text == name || text == "Linear";
+    const bool hit = pattern ? pattern->matches_start_of(name) : text == name || text == "Linear";
     used |= hit;
     return hit;
   }
