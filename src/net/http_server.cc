@@ -286,6 +286,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
     parser_->put(asio::buffer(head), error);
     if (error == http::error::need_more) error = {};
     if (error == http::error::body_limit) return fail_too_large();
+    if (error == http::error::bad_version) return fail(505, "Only HTTP/1.1 is spoken here.");
     if (error) return fail(400, "Bad request: " + error.message() + ".");
     return check_head();
   }
@@ -418,6 +419,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
       response.content_type = "text/plain; charset=utf-8";
       response.body = std::string(message) + "\n";
     }
+    response.status = status;
     if (status == 503 || status == 429) response.headers.emplace("Retry-After", "1");
     parser_.reset();
     in_.clear();
