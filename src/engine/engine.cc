@@ -124,8 +124,7 @@ class EngineImpl final : public Engine {
     }
     for (Sequence* sequence : scheduler_->sequences()) finish(sequence, {}, FinishReason::kAbort);
     std::lock_guard lock(mutex_);
-    for (const auto& sequence : inbox_)
-      finish_unscheduled(*sequence);
+    for (const auto& sequence : inbox_) finish_unscheduled(*sequence);
     inbox_.clear();
   }
 
@@ -188,6 +187,10 @@ class EngineImpl final : public Engine {
   void finish(Sequence* sequence, TokenEvent event, FinishReason reason) {
     event.finish = reason;
     const std::unique_ptr<Sequence> owned = scheduler_->remove(sequence);
+    {
+      std::lock_guard lock(mutex_);
+      publish_stats();  // before the last event, so that a client that has it sees it counted
+    }
     owned->channel->events.push(std::move(event));
   }
 
