@@ -1,0 +1,102 @@
+// nibble chat MODEL: a conversation in the terminal, streamed.
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdio>
+#include <iostream>
+
+#include "base/format.h"
+#include "base/log.h"
+#include "cli/command.h"
+#include "cli/session.h"
+
+namespace nibble::cli {
+namespace {
+
+struct ChatFlags {
+  std::string model;
+  std::string system;
+  GenerateOptions generate;
+  int max_model_len = 0;
+  int num_threads = 0;
+
+  template <class V>
+  void visit(V& v) {
+    v.positional("MODEL", &model, "checkpoint directory");
+    v.option("system", &system, "system message");
+    generate.visit(v);
+    v.option("max-model-len", &max_model_len, "context, 0 for what fits");
+    v.option("num-threads", &num_threads, "threads, 0 for all");
+  }
+};
+
+volatile std::sig_atomic_t interrupted = 0;
+
+}  // namespace
+
+int chat(Arguments arguments) {
+  ChatFlags flags;
+  OptionSet set("nibble chat", "talk to a model in the terminal");
+  if (const Parsed parsed = parse(set, flags, arguments); !parsed.ok) return parsed.exit;
+  set_log_level(LogLevel::kWarning);
+  EngineOptions options;
+  options.max_num_seqs = 1;
+  options.max_model_len = flags.max_model_len;
+  options.num_threads = flags.num_threads;
+  Result<std::unique_ptr<Session>> session = Session::open(flags.model, options);
+  if (!session) return fail(session.error());
+
+  const bool terminal = ::isatty(STDIN_FILENO) != 0;
+  const bool colour = ::isatty(STDOUT_FILENO) != 0 && std::getenv("NO_COLOR") == nullptr;
+  // Ctrl-C ends the answer, not the program; at the prompt it ends the program.
+  struct sigaction on_interrupt {};
+  on_interrupt.sa_handler = [](int) { interrupted = 1; };
+  ::sigaction(SIGINT, &on_interrupt, nullptr);  // without SA_RESTART: a read at the prompt fails
+  if (terminal) std::puts("/clear starts over, /exit or Ctrl-D ends.");
+
+  Json history = Json::array();
+  const auto start_over = [&] {
+    history = Json::array();
+    if (!flags.system.empty()) history.push_back({{"role", "system"}, {"content", flags.system}});
+  };
+  start_over();
+  std::string line;
+  while (true) {
+    if (terminal) {
+      std::fputs("> ", stdout);
+      std::fflush(stdout);
+    }
+    if (!std::getline(std::cin, line) || line == "/exit") break;
+    if (line.empty()) continue;
+    if (line == "/clear") {
+      start_over();
+      continue;
+    }
+    history.push_back({{"role", "user"}, {"content", line}});
+    interrupted = 0;
+    bool in_reasoning = false;
+    const Result<Reply> reply =
+        (*session)->chat(history, Json::array(), flags.generate, [&](const ReplyEvent& event) {
+          const bool reasoning = event.kind == ReplyEvent::Kind::kReasoning;
+          if (colour && reasoning != in_reasoning)
+            std::fputs(reasoning ? "\033[2m" : "\033[0m", stdout);
+          if (!reasoning && in_reasoning) std::puts("");
+          in_reasoning = reasoning;
+          std::fputs(event.text.c_str(), stdout);
+          std::fflush(stdout);
+          return interrupted == 0;
+        });
+    if (colour) std::fputs("\033[0m", stdout);
+    std::puts("");
+    if (!reply) {
+      history.erase(history.size() - 1);
+      fail(reply.error());
+      continue;
+    }
+    if (reply->cut) std::fputs("(cut by --max-tokens)\n", stderr);
+    history.push_back({{"role", "assistant"}, {"content", reply->content}});
+  }
+  return 0;
+}
+
+}  // namespace nibble::cli

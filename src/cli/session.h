@@ -1,0 +1,69 @@
+// A loaded model with everything that turns messages into text in this process: for `run` and
+// `chat`.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "checkpoint/model_dir.h"
+#include "engine/engine.h"
+#include "text/chat_template.h"
+#include "text/reply_parser.h"
+#include "text/tokenizer.h"
+
+namespace nibble::cli {
+
+struct GenerateOptions {
+  int max_tokens = 1024;
+  float temperature = 0.0f;
+  float top_p = 1.0f;
+  int top_k = 0;
+  int seed = -1;  // -1: none
+  bool thinking = true;
+
+  template <class V>
+  void visit(V& v) {
+    v.option("max-tokens", &max_tokens, "tokens to generate at most");
+    v.option("temperature", &temperature, "0 picks the most likely token");
+    v.option("top-p", &top_p, "nucleus sampling");
+    v.option("top-k", &top_k, "candidates kept, 0 for all");
+    v.option("seed", &seed, "of the random draws, -1 for none");
+    v.option("thinking", &thinking, "let the model reason before it answers");
+  }
+};
+
+struct Reply {
+  std::string reasoning;
+  std::string content;
+  Json tool_calls = Json::array();  // [{"name", "arguments"}]
+  int num_prompt_tokens = 0;
+  int num_tokens = 0;
+  double seconds = 0;
+  bool cut = false;  // ended by max_tokens
+};
+
+class Session {
+ public:
+  static Result<std::unique_ptr<Session>> open(const std::string& model, EngineOptions options);
+
+  // Renders `messages` (and `tools`, may be empty) and generates; `on_event` sees each piece as it
+  // comes and may return false to stop.
+  Result<Reply> chat(const Json& messages, const Json& tools, const GenerateOptions& options,
+                     const std::function<bool(const ReplyEvent&)>& on_event);
+
+ private:
+  Session(ModelDir dir, Tokenizer tokenizer, ChatTemplate chat_template)
+      : dir_(std::move(dir)),
+        tokenizer_(std::move(tokenizer)),
+        template_(std::move(chat_template)) {}
+
+  ModelDir dir_;
+  Tokenizer tokenizer_;
+  ChatTemplate template_;
+  bool template_thinks_ = false;
+  std::vector<int32_t> stop_token_ids_;
+  std::unique_ptr<Engine> engine_;  // last: its weights lie in dir_
+};
+
+}  // namespace nibble::cli
