@@ -25,6 +25,7 @@ test:
 	@cmake --preset fuzz >/dev/null
 	@cmake --build --preset fuzz --target fuzz_targets -j $(JOBS)
 	@ctest --test-dir build/test --output-on-failure -j $(JOBS)
+	@tools/fuzz.sh build/fuzz/fuzz 30
 
 fuzz:
 	@tools/setup.sh test

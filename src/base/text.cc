@@ -45,4 +45,20 @@ std::string nearest_name(std::string_view name, std::span<const std::string_view
   return nearest(name, candidates);
 }
 
+std::string ascii_lower(std::string_view text) {
+  std::string out(text);
+  for (char& c : out)
+    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
+  return out;
+}
+
+std::string join(std::span<const std::string_view> parts, std::string_view separator) {
+  std::string out;
+  for (const std::string_view part : parts) {
+    if (!out.empty()) out += separator;
+    out += part;
+  }
+  return out;
+}
+
 }  // namespace nibble

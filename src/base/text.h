@@ -1,4 +1,4 @@
-// Small text helpers: the nearest known name for a misspelt one.
+// Small text helpers: the nearest known name for a misspelt one, ASCII case, lists.
 #pragma once
 
 #include <span>
@@ -11,5 +11,10 @@ namespace nibble {
 // (and at least one), else "". Ties go to the first.
 std::string nearest_name(std::string_view name, std::span<const std::string> candidates);
 std::string nearest_name(std::string_view name, std::span<const std::string_view> candidates);
+
+// A-Z to a-z; all other bytes stay.
+std::string ascii_lower(std::string_view text);
+// "a, b, c".
+std::string join(std::span<const std::string_view> parts, std::string_view separator);
 
 }  // namespace nibble

@@ -24,6 +24,7 @@
 
 #include "base/format.h"
 #include "base/log.h"
+#include "base/text.h"
 #include "net/http_head.h"
 #include "net/port_holder.h"
 #include "net/worker_pool.h"
@@ -44,13 +45,6 @@ constexpr size_t kMaxLingerBytes = 1 << 20;    // discarded after an early error
 constexpr size_t kMaxChunkHeaderBytes = 8192;  // a chunk's size line, or the trailers
 constexpr auto kLingerTime = std::chrono::seconds(1);
 constexpr int kSendBufferBytes = 256 << 10;  // keeps a slow reader's bytes out of the kernel, too
-
-std::string lower(std::string_view text) {
-  std::string out(text);
-  for (char& c : out)
-    if (c >= 'A' && c <= 'Z') c += 'a' - 'A';
-  return out;
-}
 
 class Connection;
 
@@ -305,9 +299,10 @@ class Connection : public std::enable_shared_from_this<Connection> {
       if (length.empty() || length.find_first_not_of("0123456789") != length.npos)
         return fail(400, "Bad request: Content-Length is not a number.");
     }
-    if (num_codings > 0 && (num_codings > 1 || version == 10 ||
-                            lower({message[http::field::transfer_encoding].data(),
-                                   message[http::field::transfer_encoding].size()}) != "chunked"))
+    if (num_codings > 0 &&
+        (num_codings > 1 || version == 10 ||
+         ascii_lower({message[http::field::transfer_encoding].data(),
+                      message[http::field::transfer_encoding].size()}) != "chunked"))
       return fail(400, "Bad request: Transfer-Encoding is not exactly \"chunked\".");
     const auto num_hosts = message.count(http::field::host);
     if (num_hosts > 1 || (version == 11 && num_hosts == 0))
@@ -317,7 +312,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
       return fail_too_large();
     if (message.count(http::field::expect) > 0) {
       const auto expect = message[http::field::expect];
-      if (lower({expect.data(), expect.size()}) != "100-continue")
+      if (ascii_lower({expect.data(), expect.size()}) != "100-continue")
         return fail(417, "Only \"Expect: 100-continue\" is understood.");
       if (in_.empty() && !parser_->is_done()) {
         out_ += "HTTP/1.1 100 Continue\r\n\r\n";
@@ -366,7 +361,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
     request->remote_address = remote_address_;
     for (const auto& field : message) {
       std::string& value =
-          request->headers[lower({field.name_string().data(), field.name_string().size()})];
+          request->headers[ascii_lower({field.name_string().data(), field.name_string().size()})];
       if (!value.empty()) value += ", ";
       value += std::string_view(field.value().data(), field.value().size());
     }

@@ -9,6 +9,8 @@
 #include <optional>
 #include <string>
 
+#include "base/text.h"
+
 namespace nibble {
 namespace {
 
@@ -29,14 +31,6 @@ std::string trimmed(std::string_view text) {
   return std::string(text);
 }
 
-std::string lowered(std::string_view text) {
-  std::string out(text);
-  std::ranges::transform(out, out.begin(), [](char c) {
-    return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
-  });
-  return out;
-}
-
 uint32_t named_type(std::string_view name) {
   static const std::map<std::string, uint32_t, std::less<>> kNames = {
       {"null", kNull},      {"none", kNull},       {"integer", kInteger}, {"int", kInteger},
@@ -48,7 +42,7 @@ uint32_t named_type(std::string_view name) {
       {"sequence", kArray}, {"string", kString},   {"str", kString},      {"text", kString},
       {"varchar", kString}, {"char", kString},     {"enum", kString},
   };
-  const auto it = kNames.find(lowered(trimmed(name)));
+  const auto it = kNames.find(ascii_lower(trimmed(name)));
   return it == kNames.end() ? 0u : it->second;
 }
 
@@ -146,13 +140,13 @@ const Json& parameter_schema(const Json& tools, std::string_view function,
 Json convert_argument(std::string_view text, const Json& schema) {
   uint32_t types = schema_types(schema, 0);
   if (types == 0) types = kString;
-  if ((types & kNull) != 0 && lowered(text) == "null") return nullptr;
+  if ((types & kNull) != 0 && ascii_lower(text) == "null") return nullptr;
   if ((types & kInteger) != 0)
     if (const std::optional<Json> value = as_integer(text)) return *value;
   if ((types & kNumber) != 0)
     if (const std::optional<Json> value = as_number(text)) return *value;
   if ((types & kBoolean) != 0) {
-    const std::string word = lowered(trimmed(text));
+    const std::string word = ascii_lower(trimmed(text));
     if (word == "true" || word == "1") return true;
     if (word == "false" || word == "0") return false;
   }

@@ -101,10 +101,9 @@ size_t count_code_points(std::string_view text) {
   return count;
 }
 
-std::string normalize_nfc(std::string_view text) {
-  bool ascii = true;
-  for (const char c : text) ascii = ascii && static_cast<unsigned char>(c) < 0x80;
-  if (ascii) return std::string(text);
+namespace {
+
+std::string compose(std::string_view text) {
   utf8proc_uint8_t* result = nullptr;
   const utf8proc_ssize_t length =
       utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
@@ -114,6 +113,25 @@ std::string normalize_nfc(std::string_view text) {
   std::string out(reinterpret_cast<const char*>(result), static_cast<size_t>(length));
   std::free(result);
   return out;
+}
+
+}  // namespace
+
+std::string normalize_nfc(std::string_view text) {
+  bool ascii = true;
+  for (const char c : text) ascii = ascii && static_cast<unsigned char>(c) < 0x80;
+  if (ascii) return std::string(text);
+  // U+11A7 composes with nothing, but utf8proc 2.8 takes it for a Hangul trailing consonant and
+  // swallows it: normalize what stands around it.
+  constexpr std::string_view kJungseong = "\xe1\x86\xa7";
+  std::string out;
+  for (;;) {
+    const size_t at = text.find(kJungseong);
+    if (!text.empty()) out += compose(text.substr(0, at));
+    if (at == std::string_view::npos) return out;
+    out += kJungseong;
+    text.remove_prefix(at + kJungseong.size());
+  }
 }
 
 bool is_letter(char32_t c) {
