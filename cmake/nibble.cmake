@@ -25,6 +25,7 @@ endif()
 # nibble_folder(name deps...): src/<name>/*.cc (and its subfolders) as library nibble_<name>.
 function(nibble_folder name)
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/${name}/*.cc)
+  list(FILTER sources EXCLUDE REGEX "/main\\.cc$")  # of the executable
   string(REPLACE "/" "_" target nibble_${name})
   if(NOT sources)
     add_library(${target} INTERFACE)

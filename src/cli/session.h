@@ -6,11 +6,7 @@
 #include <memory>
 #include <string>
 
-#include "checkpoint/model_dir.h"
-#include "engine/engine.h"
-#include "text/chat_template.h"
-#include "text/reply_parser.h"
-#include "text/tokenizer.h"
+#include "server/served_model.h"
 
 namespace nibble::cli {
 
@@ -53,17 +49,9 @@ class Session {
                      const std::function<bool(const ReplyEvent&)>& on_event);
 
  private:
-  Session(ModelDir dir, Tokenizer tokenizer, ChatTemplate chat_template)
-      : dir_(std::move(dir)),
-        tokenizer_(std::move(tokenizer)),
-        template_(std::move(chat_template)) {}
+  explicit Session(std::unique_ptr<ServedModel> model) : model_(std::move(model)) {}
 
-  ModelDir dir_;
-  Tokenizer tokenizer_;
-  ChatTemplate template_;
-  bool template_thinks_ = false;
-  std::vector<int32_t> stop_token_ids_;
-  std::unique_ptr<Engine> engine_;  // last: its weights lie in dir_
+  std::unique_ptr<ServedModel> model_;
 };
 
 }  // namespace nibble::cli
