@@ -16,7 +16,7 @@ run_one() {
   mkdir "$work/corpus"
   if "$directory/${name}_fuzz" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 \
       -artifact_prefix="$work/" "$work/corpus" "$root/fuzz/corpus/$name" >"$work/log" 2>&1; then
-    echo "fuzz $name: $(grep -o '#[0-9]*' "$work/log" | tail -n 1 | tr -d '#') runs, no finding"
+    echo "fuzz $name: $(sed -n 's/^Done \([0-9]*\) runs.*/\1/p' "$work/log") runs, no finding"
     rm -rf "$work"
   else
     tail -n 40 "$work/log"

@@ -39,8 +39,12 @@ class Pipeline {
     NB_TRY_STATUS(check(dir));
     NB_TRY(CheckpointWriter writer,
            CheckpointWriter::create(out_, {.max_shard_bytes = options_.max_shard_bytes}));
-    NB_TRY_STATUS(stream_tensors(dir, writer));
-    NB_TRY_STATUS(add_files(dir, writer));
+    Status written = stream_tensors(dir, writer);
+    if (written) written = add_files(dir, writer);
+    if (!written) {
+      writer.discard();
+      return written.error();
+    }
     const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
     report_.seconds = elapsed.count();
     report_.output_bytes = writer.total_tensor_bytes();

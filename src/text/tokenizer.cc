@@ -136,6 +136,8 @@ class Loader {
 
   Status load(const Json& root) {
     if (!root.is_object()) return corrupt("", "an object", root);
+    if (const Json& type = member(member(root, "model"), "type"); !type.is_null() && type != "BPE")
+      return unsupported("model.type", "BPE", type);
     NB_TRY_STATUS(load_normalizer(member(root, "normalizer")));
     NB_TRY_STATUS(load_pre_tokenizer(member(root, "pre_tokenizer")));
     NB_TRY_STATUS(load_model(member(root, "model")));
@@ -257,8 +259,6 @@ class Loader {
 
   Status load_model(const Json& model) {
     if (!model.is_object()) return corrupt("model", "an object", model);
-    if (const Json& type = member(model, "type"); !type.is_null() && type != "BPE")
-      return unsupported("model.type", "BPE", type);
     for (const char* field : {"continuing_subword_prefix", "end_of_word_suffix"})
       if (!is_empty(member(model, field)))
         return unsupported(format("model.{}", field), "none", member(model, field));

@@ -1,0 +1,416 @@
+// POST /v1/chat/completions against an engine that says what the test tells it to: shapes, checks,
+// and streamed answers that add up to the whole ones.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <deque>
+
+#include "server/api_server.h"
+#include "support/paths.h"
+
+namespace nibble {
+namespace {
+
+constexpr int kMaxModelLen = 4096;
+
+// Answers every request with the same token ids, one event each.
+class ScriptedEngine final : public Engine {
+ public:
+  Result<std::unique_ptr<RequestHandle>> submit(Request request) override {
+    last_request = request;
+    if (refuse) return *refuse;
+    auto handle = std::make_unique<Handle>();
+    const int num_tokens = std::min<int>(request.max_tokens, static_cast<int>(script.size()));
+    for (int i = 0; i < num_tokens; ++i) {
+      TokenEvent event;
+      event.token = script[static_cast<size_t>(i)];
+      event.logprob = -0.5f;
+      const bool stops =
+          std::ranges::find(request.stop_token_ids, event.token) != request.stop_token_ids.end();
+      if (stops) event.stop_token = event.token;
+      if (stops || i + 1 == num_tokens)
+        event.finish = stops ? FinishReason::kStop : FinishReason::kLength;
+      handle->events.push_back(event);
+      if (stops) break;
+    }
+    if (fail) {
+      TokenEvent& event = handle->events[handle->events.size() / 2];
+      event = {};
+      event.finish = FinishReason::kError;
+      event.error = "the device is gone";
+    }
+    return std::unique_ptr<RequestHandle>(std::move(handle));
+  }
+  EngineStats stats() const override { return {}; }
+  const ModelSpec& spec() const override { return spec_; }
+  int max_model_len() const override { return kMaxModelLen; }
+
+  std::vector<int32_t> script;
+  std::optional<Error> refuse;
+  bool fail = false;
+  Request last_request;
+  ScriptedEngine() { spec_.vocab_size = 4096; }
+
+ private:
+  struct Handle final : RequestHandle {
+    TokenEvent next() override {
+      TokenEvent event = events.front();
+      events.pop_front();
+      return event;
+    }
+    void cancel() override {}
+    std::deque<TokenEvent> events;
+  };
+  ModelSpec spec_;
+};
+
+struct RecordedReply final : HttpReply {
+  void send(HttpResponse response) override { answer = std::move(response); }
+  void begin_stream(HttpResponse head) override { answer = std::move(head); }
+  bool write(std::string piece) override {
+    pieces.push_back(std::move(piece));
+    return true;
+  }
+  void end_stream() override { ended = true; }
+  bool client_gone() const override { return false; }
+  void on_client_gone(std::function<void()>) override {}
+
+  HttpResponse answer;
+  std::vector<std::string> pieces;
+  bool ended = false;
+};
+
+class ChatRoute : public testing::Test {
+ protected:
+  ChatRoute() : model_(ServedModel::read(test::bundled_model("nibble-demo-14m").string()).value()) {
+    auto engine = std::make_unique<ScriptedEngine>();
+    engine_ = engine.get();
+    model_->engine = std::move(engine);
+    api_ = ApiServer::create(*model_, {.served_model_names = {"demo", "alias"},
+                                       .api_keys = {},
+                                       .tool_parser = model_->tool_parser,
+                                       .reasoning_parser = model_->reasoning_parser})
+               .value();
+  }
+
+  void say(std::string_view text) {
+    engine_->script = model_->tokenizer.encode(text);
+    engine_->script.push_back(model_->stop_token_ids[0]);
+  }
+  RecordedReply post(const Json& body) { return post_text(dump_json(body)); }
+  RecordedReply post_text(std::string body) {
+    RecordedReply reply;
+    api_->handle({.method = "POST",
+                  .path = "/v1/chat/completions",
+                  .query = "",
+                  .headers = {{"content-type", "application/json"}},
+                  .body = std::move(body),
+                  .remote_address = ""},
+                 reply);
+    return reply;
+  }
+  static Json parsed(const RecordedReply& reply) {
+    return parse_json(reply.answer.body, "answer").value();
+  }
+  static Json user(std::string_view text) {
+    return {{"messages", Json::array({{{"role", "user"}, {"content", text}}})}};
+  }
+  static Json weather_tools() {
+    return parse_json(R"([{"type": "function", "function": {"name": "weather", "parameters": {
+      "type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}}}])",
+                      "tools")
+        .value();
+  }
+
+  std::unique_ptr<ServedModel> model_;
+  ScriptedEngine* engine_;
+  std::unique_ptr<ApiServer> api_;
+};
+
+constexpr std::string_view kTwoCalls =
+    "I should look.\n</think>\n\nLet me see.\n<tool_call>\n<function=weather>\n<parameter=city>\n"
+    "Łódź\n</parameter>\n<parameter=days>\n3\n</parameter>\n</function>\n</tool_call>\n"
+    "<tool_call>\n<function=weather>\n<parameter=city>\nOslo\n</parameter>\n</function>\n"
+    "</tool_call>";
+
+TEST_F(ChatRoute, SplitsReasoningContentAndToolCalls) {
+  say(kTwoCalls);
+  Json body = user("Weather?");
+  body["tools"] = weather_tools();
+  const RecordedReply reply = post(body);
+  ASSERT_EQ(reply.answer.status, 200) << reply.answer.body;
+  const Json answer = parsed(reply);
+  EXPECT_EQ(answer["object"], "chat.completion");
+  EXPECT_EQ(answer["model"], "demo");
+  const Json& choice = answer["choices"][0];
+  EXPECT_EQ(choice["finish_reason"], "tool_calls");
+  EXPECT_EQ(choice["message"]["reasoning"], "I should look.\n");
+  EXPECT_EQ(choice["message"]["reasoning_content"], choice["message"]["reasoning"]);
+  const Json& calls = choice["message"]["tool_calls"];
+  ASSERT_EQ(calls.size(), 2u);
+  EXPECT_EQ(calls[0]["type"], "function");
+  EXPECT_EQ(calls[0]["function"]["name"], "weather");
+  EXPECT_EQ(parse_json(calls[0]["function"]["arguments"].get<std::string>(), "").value(),
+            Json({{"city", "Łódź"}, {"days", 3}}));
+  EXPECT_NE(calls[0]["id"], calls[1]["id"]);
+  EXPECT_EQ(answer["usage"]["completion_tokens"], engine_->script.size());
+  EXPECT_EQ(answer["usage"]["total_tokens"].get<int>(),
+            answer["usage"]["prompt_tokens"].get<int>() +
+                answer["usage"]["completion_tokens"].get<int>());
+}
+
+// Puts the chunks of choice 0 together as a client does.
+Json reassemble(const RecordedReply& reply, Json* finish) {
+  Json message = {{"content", ""}, {"reasoning", ""}, {"calls", Json::array()}};
+  for (size_t i = 0; i < reply.pieces.size(); ++i) {
+    const std::string& piece = reply.pieces[i];
+    EXPECT_TRUE(piece.starts_with("data: ") && piece.ends_with("\n\n")) << piece;
+    const std::string data = piece.substr(6, piece.size() - 8);
+    if (i + 1 == reply.pieces.size()) {
+      EXPECT_EQ(data, "[DONE]");
+      break;
+    }
+    const Json chunk = parse_json(data, "chunk").value();
+    EXPECT_EQ(chunk["object"], "chat.completion.chunk");
+    if (chunk["choices"].empty()) continue;
+    const Json& delta = chunk["choices"][0]["delta"];
+    if (i == 0) {
+      EXPECT_EQ(delta, Json({{"role", "assistant"}, {"content", ""}}));
+    }
+    if (delta.contains("content"))
+      message["content"].get_ref<std::string&>() += delta["content"].get<std::string>();
+    if (delta.contains("reasoning"))
+      message["reasoning"].get_ref<std::string&>() += delta["reasoning"].get<std::string>();
+    if (delta.contains("tool_calls")) {
+      const Json& call = delta["tool_calls"][0];
+      if (call.contains("id")) {
+        EXPECT_EQ(call["index"], message["calls"].size());
+        message["calls"].push_back({{"name", call["function"]["name"]}, {"arguments", ""}});
+      }
+      message["calls"].back()["arguments"].get_ref<std::string&>() +=
+          call["function"]["arguments"].get<std::string>();
+    }
+    if (!chunk["choices"][0]["finish_reason"].is_null())
+      *finish = chunk["choices"][0]["finish_reason"];
+  }
+  return message;
+}
+
+TEST_F(ChatRoute, AStreamAddsUpToTheWholeAnswer) {
+  for (const std::string_view text :
+       {kTwoCalls, std::string_view("Hm.\n</think>\n\nPlain <meta> text, 😀 and <tool_cal."),
+        std::string_view("never stops thinking")}) {
+    SCOPED_TRACE(text);
+    say(text);
+    Json body = user("Weather?");
+    body["tools"] = weather_tools();
+    const Json whole = parsed(post(body))["choices"][0];
+    body["stream"] = true;
+    const RecordedReply reply = post(body);
+    EXPECT_TRUE(reply.ended);
+    EXPECT_EQ(reply.answer.content_type, "text/event-stream; charset=utf-8");
+    Json finish;
+    const Json message = reassemble(reply, &finish);
+    EXPECT_EQ(finish, whole["finish_reason"]);
+    const auto or_empty = [](const Json& value) { return value.is_null() ? Json("") : value; };
+    EXPECT_EQ(message["reasoning"], or_empty(whole["message"]["reasoning"]));
+    if (whole["message"]["tool_calls"].empty()) {
+      EXPECT_EQ(message["content"], or_empty(whole["message"]["content"]));
+    }
+    ASSERT_EQ(message["calls"].size(), whole["message"]["tool_calls"].size());
+    for (size_t i = 0; i < message["calls"].size(); ++i)
+      EXPECT_EQ(message["calls"][i]["arguments"],
+                whole["message"]["tool_calls"][i]["function"]["arguments"]);
+  }
+}
+
+TEST_F(ChatRoute, StopStringsCutTheTextWhereverTheyFall) {
+  Json body = user("Count.");
+  body["chat_template_kwargs"] = {{"enable_thinking", false}};
+  body["stop"] = Json::array({"seven", "zzz"});
+  say("five six seven eight");
+  const Json choice = parsed(post(body))["choices"][0];
+  EXPECT_EQ(choice["message"]["content"], "five six ");
+  EXPECT_EQ(choice["finish_reason"], "stop");
+  EXPECT_EQ(choice["stop_reason"], "seven");
+  body["include_stop_str_in_output"] = true;
+  EXPECT_EQ(parsed(post(body))["choices"][0]["message"]["content"], "five six seven");
+}
+
+TEST_F(ChatRoute, ALimitedAnswerSaysLength) {
+  say("one two three four five six seven");
+  Json body = user("Count.");
+  body["max_completion_tokens"] = 3;
+  const Json answer = parsed(post(body));
+  EXPECT_EQ(answer["choices"][0]["finish_reason"], "length");
+  EXPECT_EQ(answer["usage"]["completion_tokens"], 3);
+}
+
+TEST_F(ChatRoute, ADefaultLimitIsWhatFitsBehindThePrompt) {
+  say("ok");
+  const Json answer = parsed(post(user("Hello")));
+  EXPECT_EQ(engine_->last_request.max_tokens,
+            kMaxModelLen - answer["usage"]["prompt_tokens"].get<int>());
+}
+
+TEST_F(ChatRoute, UsageComesInAStreamWhenAsked) {
+  say("ok");
+  Json body = user("Hello");
+  body["stream"] = true;
+  body["stream_options"] = {{"include_usage", true}};
+  const RecordedReply reply = post(body);
+  ASSERT_GE(reply.pieces.size(), 3u);
+  const std::string& piece = reply.pieces[reply.pieces.size() - 2];
+  const Json chunk = parse_json(piece.substr(6), "chunk").value();
+  EXPECT_TRUE(chunk["choices"].empty());
+  EXPECT_EQ(chunk["usage"]["completion_tokens"], engine_->script.size());
+}
+
+TEST_F(ChatRoute, LogprobsListTheChosenTokenFirst) {
+  say("ok");
+  Json body = user("Hello");
+  body["logprobs"] = true;
+  body["top_logprobs"] = 1;
+  const Json logprobs = parsed(post(body))["choices"][0]["logprobs"]["content"];
+  ASSERT_EQ(logprobs.size(), engine_->script.size());
+  EXPECT_EQ(logprobs[0]["top_logprobs"][0]["token"], logprobs[0]["token"]);
+  EXPECT_FLOAT_EQ(logprobs[0]["logprob"].get<float>(), -0.5f);
+}
+
+TEST_F(ChatRoute, EveryBadRequestGetsItsStatusAndNamesTheField) {
+  say("ok");
+  struct Row {
+    const char* change;  // merged into a good request
+    int status;
+    const char* param;  // "" for null
+    const char* part;   // of the message
+  };
+  const Row rows[] = {
+      {R"({"messages": null})", 400, "messages", "Field required"},
+      {R"({"messages": []})", 400, "messages", "non-empty list"},
+      {R"({"messages": [{"content": "x"}]})", 400, "", "role"},
+      {R"({"messages": [{"role": "user", "content": 3}]})", 400, "", "content"},
+      {R"({"messages": [{"role": "user", "content": [{"type": "smell"}]}]})", 400, "",
+       "Unsupported chat content part type"},
+      {R"({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]})", 501, "",
+       "text only"},
+      {R"({"messages": [{"role": "judge", "content": "x"}]})", 400, "", ""},
+      {R"({"model": "other"})", 404, "model", "The model `other` does not exist."},
+      {R"({"model": 3})", 400, "model", "string"},
+      {R"({"temperature": -1})", 400, "temperature", ">= 0"},
+      {R"({"temperature": "hot"})", 400, "temperature", "number"},
+      {R"({"top_p": 0})", 400, "top_p", "(0, 1]"},
+      {R"({"top_k": -2})", 400, "top_k", "-1"},
+      {R"({"min_p": 1.5})", 400, "min_p", "[0, 1]"},
+      {R"({"presence_penalty": 3})", 400, "presence_penalty", "2"},
+      {R"({"max_tokens": 0})", 400, "max_tokens", "max_tokens must be at least 1, got 0."},
+      {R"({"max_tokens": 1.5})", 400, "max_tokens", "integer"},
+      {R"({"max_tokens": 5000})", 400, "max_tokens", "cannot be greater than max_model_len=4096"},
+      {R"({"max_tokens": 4096})", 400, "input_tokens", "maximum context length is 4096 tokens"},
+      {R"({"n": 0})", 400, "n", "1"},
+      {R"({"n": 2, "temperature": 0})", 400, "n", "greedy"},
+      {R"({"stop": ""})", 400, "stop", "non-empty"},
+      {R"({"stop_token_ids": ["a"]})", 400, "stop_token_ids", "token ids"},
+      {R"({"logit_bias": {"x": 1}})", 400, "logit_bias", "token ids"},
+      {R"({"logit_bias": {"99999": 1}})", 400, "logit_bias", "vocabulary"},
+      {R"({"tools": []})", 400, "tools", "empty array"},
+      {R"({"tools": [{"type": "function"}]})", 400, "tools", "function"},
+      {R"({"tool_choice": "auto"})", 400, "tool_choice", "`tools` must be set"},
+      {R"({"top_logprobs": 2})", 400, "top_logprobs", "`logprobs` must be set"},
+      {R"({"stream_options": {"include_usage": true}})", 400, "stream_options", "stream"},
+      {R"({"stream": "yes"})", 400, "stream", "true or false"},
+      {R"({"chat_template": "{{ 1 }}"})", 400, "chat_template", "refused"},
+      {R"({"chat_template_kwargs": {"tokenize": true}})", 400, "chat_template_kwargs", "tokenize"},
+      {R"({"continue_final_message": true, "add_generation_prompt": true})", 400,
+       "continue_final_message", "both"},
+      {R"({"response_format": {"type": "json_object"}})", 501, "response_format", "supported"},
+  };
+  for (const Row& row : rows) {
+    SCOPED_TRACE(row.change);
+    Json body = user("Hello");
+    body.update(parse_json(row.change, "row").value());
+    const RecordedReply reply = post(body);
+    EXPECT_EQ(reply.answer.status, row.status) << reply.answer.body;
+    const Json error = parsed(reply)["error"];
+    EXPECT_EQ(error["code"], row.status);
+    EXPECT_EQ(error["param"], *row.param ? Json(row.param) : Json());
+    EXPECT_THAT(error["message"].get<std::string>(), testing::HasSubstr(row.part));
+  }
+  EXPECT_EQ(post_text("{").answer.status, 400);
+  EXPECT_EQ(post_text("[]").answer.status, 400);
+}
+
+TEST_F(ChatRoute, EngineTroubleIsReportedBeforeAndDuringAStream) {
+  say("some words of an answer");
+  engine_->refuse = Error{ErrorCode::kOverloaded, "256 requests are waiting already"};
+  EXPECT_EQ(post(user("Hello")).answer.status, http_status(ErrorCode::kOverloaded));
+  engine_->refuse.reset();
+  engine_->fail = true;
+  EXPECT_EQ(post(user("Hello")).answer.status, 500);
+  Json body = user("Hello");
+  body["stream"] = true;
+  const RecordedReply reply = post(body);
+  ASSERT_GE(reply.pieces.size(), 2u);
+  EXPECT_THAT(reply.pieces[reply.pieces.size() - 2], testing::HasSubstr("the device is gone"));
+  EXPECT_EQ(reply.pieces.back(), "data: [DONE]\n\n");
+}
+
+TEST_F(ChatRoute, OtherRoutesAnswerAsDocumented) {
+  const auto status = [&](const char* method, const char* path, const char* body = "") {
+    RecordedReply reply;
+    api_->handle({.method = method,
+                  .path = path,
+                  .query = "",
+                  .headers = {},
+                  .body = body,
+                  .remote_address = ""},
+                 reply);
+    return std::pair(reply.answer.status, reply.answer.body);
+  };
+  EXPECT_EQ(status("GET", "/health"), std::pair(200, std::string()));
+  EXPECT_EQ(status("GET", "/nowhere"), std::pair(404, std::string(R"({"detail":"Not Found"})")));
+  EXPECT_EQ(status("GET", "/v1/chat/completions").first, 405);
+  const Json models = parse_json(status("GET", "/v1/models").second, "models").value();
+  ASSERT_EQ(models["data"].size(), 2u);
+  EXPECT_EQ(models["data"][0]["id"], "demo");
+  EXPECT_EQ(models["data"][0]["max_model_len"], kMaxModelLen);
+  const Json tokens =
+      parse_json(status("POST", "/tokenize", R"({"prompt": "a b"})").second, "tokens").value();
+  EXPECT_EQ(tokens["count"], tokens["tokens"].size());
+  EXPECT_EQ(
+      parse_json(
+          status("POST", "/detokenize", dump_json({{"tokens", tokens["tokens"]}}).c_str()).second,
+          "text")
+          .value()["prompt"],
+      "a b");
+  EXPECT_EQ(status("POST", "/detokenize", R"({"tokens": [-1]})").first, 400);
+  EXPECT_THAT(status("GET", "/metrics").second, testing::HasSubstr("vllm:num_requests_running"));
+}
+
+TEST_F(ChatRoute, KeysGuardV1) {
+  api_ = ApiServer::create(*model_, {.served_model_names = {"demo"},
+                                     .api_keys = {"secret", "other"},
+                                     .tool_parser = "",
+                                     .reasoning_parser = ""})
+             .value();
+  const auto status = [&](const char* path, const char* authorization) {
+    RecordedReply reply;
+    api_->handle({.method = "GET",
+                  .path = path,
+                  .query = "",
+                  .headers = {{"authorization", authorization}},
+                  .body = "",
+                  .remote_address = ""},
+                 reply);
+    return reply.answer.status;
+  };
+  EXPECT_EQ(status("/health", ""), 200);
+  EXPECT_EQ(status("/v1/models", ""), 401);
+  EXPECT_EQ(status("/v1/models", "Bearer secre"), 401);
+  EXPECT_EQ(status("/v1/models", "Basic secret"), 401);
+  EXPECT_EQ(status("/v1/models", "bearer secret"), 200);
+  EXPECT_EQ(status("/v1/models", "Bearer other"), 200);
+}
+
+}  // namespace
+}  // namespace nibble
