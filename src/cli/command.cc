@@ -1,9 +1,41 @@
-// What every subcommand does with its flags and its errors.
+// The table of subcommands, and what every one does with its flags and its errors.
 #include "cli/command.h"
 
 #include <cstdio>
 
 namespace nibble::cli {
+namespace {
+
+constexpr Command kCommands[] = {
+    {"quantize", "write a 4-bit checkpoint", quantize},
+    {"serve", "serve a model over an OpenAI-compatible API", serve},
+    {"chat", "talk to a model in the terminal", chat},
+    {"run", "answer one prompt", run},
+    {"inspect", "what is in a checkpoint", inspect},
+    {"fidelity", "compare a quantized model with its parent", fidelity},
+    {"recipe", "explain what a recipe would do", recipe},
+};
+
+constexpr const char* kMarkdownFlag = "--help-markdown";  // one section of the reference
+
+}  // namespace
+
+std::span<const Command> commands() {
+  return kCommands;
+}
+
+void print_reference() {
+  std::fputs(
+      "# Command line\n\nMade by `nibble help --markdown`; a test fails when this page is stale.\n"
+      "`-` and `_` are interchangeable in flag names; booleans are `--name` and `--no-name`;\n"
+      "counts take `k`, `m`, `g` (decimal) and `K`, `M`, `G` (binary).\n",
+      stdout);
+  const std::string flag = kMarkdownFlag;
+  for (const Command& command : kCommands) {
+    std::puts("");
+    command.run({&flag, 1});
+  }
+}
 
 int fail(const Error& error) {
   std::fprintf(stderr, "nibble: %s\n", error.message.c_str());
@@ -11,6 +43,10 @@ int fail(const Error& error) {
 }
 
 Parsed finish(OptionSet& set, Arguments arguments) {
+  if (arguments.size() == 1 && arguments[0] == kMarkdownFlag) {
+    std::fputs(set.markdown().c_str(), stdout);
+    return {false, 0};
+  }
   const Result<OptionSet::Outcome> outcome = set.parse(arguments);
   if (!outcome) return {false, fail(outcome.error())};
   if (!outcome->help_requested) return {true, 0};

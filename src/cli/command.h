@@ -1,8 +1,9 @@
-// A subcommand: its name, one line about it, and what runs. One file each, one row in main.cc.
+// A subcommand: its name, one line about it, and what runs. One file each, one row in command.cc.
 #pragma once
 
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "base/options.h"
 #include "base/result.h"
@@ -19,6 +20,16 @@ int chat(Arguments arguments);
 int serve(Arguments arguments);
 int fidelity(Arguments arguments);
 int recipe(Arguments arguments);
+
+struct Command {
+  std::string_view name;
+  std::string_view summary;
+  int (*run)(Arguments);
+};
+std::span<const Command> commands();
+
+// Prints docs/reference/cli.md: every command's flags, made from their options structs.
+void print_reference();
 
 // Prints the error as one line on stderr and returns its exit code.
 int fail(const Error& error);

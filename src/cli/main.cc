@@ -6,27 +6,10 @@
 
 #include "base/format.h"
 #include "base/text.h"
+#include "base/version.h"
 #include "cli/command.h"
 
 namespace {
-
-constexpr std::string_view kVersion = "0.1.0";
-
-struct Command {
-  std::string_view name;
-  std::string_view summary;
-  int (*run)(nibble::cli::Arguments);
-};
-
-constexpr Command kCommands[] = {
-    {"quantize", "write a 4-bit checkpoint", nibble::cli::quantize},
-    {"serve", "serve a model over an OpenAI-compatible API", nibble::cli::serve},
-    {"chat", "talk to a model in the terminal", nibble::cli::chat},
-    {"run", "answer one prompt", nibble::cli::run},
-    {"inspect", "what is in a checkpoint", nibble::cli::inspect},
-    {"fidelity", "compare a quantized model with its parent", nibble::cli::fidelity},
-    {"recipe", "explain what a recipe would do", nibble::cli::recipe},
-};
 
 constexpr std::string_view kFirstSteps =
     "nibble quantizes hybrid language models to 4 bits and serves them.\n"
@@ -47,18 +30,22 @@ int main(int argc, char** argv) {
   }
   const std::string& name = arguments[0];
   if (name == "--version") {
-    std::printf("nibble %s (cpu)\n", kVersion.data());
+    std::printf("nibble %s (cpu)\n", nibble::kVersion.data());
+    return 0;
+  }
+  if (name == "help" && arguments.size() == 2 && arguments[1] == "--markdown") {
+    nibble::cli::print_reference();  // docs/reference/cli.md
     return 0;
   }
   if (name == "--help" || name == "-h" || name == "help") {
     std::puts("usage: nibble COMMAND [arguments]\n");
-    for (const Command& command : kCommands)
+    for (const nibble::cli::Command& command : nibble::cli::commands())
       std::printf("  %-10s %s\n", command.name.data(), command.summary.data());
     std::puts("\nnibble COMMAND --help says more.");
     return 0;
   }
   std::vector<std::string_view> names;
-  for (const Command& command : kCommands) {
+  for (const nibble::cli::Command& command : nibble::cli::commands()) {
     if (command.name == name) return command.run(nibble::cli::Arguments(arguments).subspan(1));
     names.push_back(command.name);
   }

@@ -5,11 +5,10 @@
 
 #include "base/format.h"
 #include "base/text.h"
+#include "base/version.h"
 
 namespace nibble {
 namespace {
-
-constexpr std::string_view kVersion = "0.1.0";
 
 HttpResponse json_reply(const Json& body, int status = 200) {
   return {.status = status, .body = dump_json(body)};

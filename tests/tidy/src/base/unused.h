@@ -1,0 +1,3 @@
+// A header that nobody includes.
+#pragma once
+#include <cuda_runtime.h>

@@ -1,0 +1,3 @@
+#include "server/nothing.h"
+#include "text/words.h"
+#include <nlohmann/json.hpp>
