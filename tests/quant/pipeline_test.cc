@@ -80,10 +80,10 @@ TEST_F(Pipeline, EveryWeightLoadsBackWithinHalfAStepOfItsParent) {
         const int zero = loaded->zero_point.as<const int8_t>()[group];
         const float back =
             static_cast<float>(codes[static_cast<size_t>(r * columns + c)] - zero) * scale;
-        // Half a step, plus three BF16 roundings at up to 16 steps: of the scale, of
-        // value / scale, and of its sum with the zero point.
+        // Half a step, plus six BF16 roundings at up to 16 steps: of the range, the scale, the
+        // zero point before and after its shift, value / scale, and its sum with the zero point.
         ASSERT_LE(std::fabs(back - values[static_cast<size_t>(r * columns + c)]),
-                  (0.5f + 3 / 32.0f) * scale)
+                  (0.5f + 6 / 32.0f) * scale)
             << name << " [" << r << ", " << c << "]";
       }
     }
