@@ -47,7 +47,8 @@ echo "tool call: $call"
 
 echo
 echo "== 4. what 4 bits cost"
-"$nibble" fidelity "$model" "$quantized" --num-samples 16
+"$nibble" fidelity "$model" "$quantized" --num-samples 16 \
+  --prompts "$root/models/calibration/hermes-style.json"
 
 echo
 echo "To serve it for keeps:"

@@ -12,7 +12,7 @@ namespace {
 struct FidelityFlags {
   std::string parent;
   std::string quantized;
-  std::string prompts = "models/calibration/hermes-style.json";
+  std::string prompts;
   CalibrationOptions samples{.num_samples = 32, .skip_samples = 256, .max_seq_length = 1024};
   int num_threads = 0;
   bool json = false;
@@ -32,6 +32,10 @@ struct FidelityFlags {
 };
 
 Result<FidelityReport> compare(const FidelityFlags& flags) {
+  if (flags.prompts.empty())
+    return make_error(ErrorCode::kInvalidArgument,
+                      "nibble fidelity: --prompts is missing; give held-out conversations, for "
+                      "example models/calibration/hermes-style.json of the source tree");
   NB_TRY(const ModelDir parent_dir, ModelDir::open(flags.parent));
   NB_TRY(const ModelDir quantized_dir, ModelDir::open(flags.quantized));
   NB_TRY(const std::string tokenizer_text, parent_dir.side_file("tokenizer.json"));
