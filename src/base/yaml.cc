@@ -13,6 +13,16 @@
 namespace nibble {
 namespace {
 
+// `!!str` and its like; everything else would ask for a type that JSON lacks.
+bool is_core_tag(std::string_view tag) {
+  constexpr std::string_view prefix = "tag:yaml.org,2002:";
+  if (!tag.starts_with(prefix)) return false;
+  tag.remove_prefix(prefix.size());
+  for (const std::string_view type : {"str", "int", "float", "bool", "null", "map", "seq"})
+    if (tag == type) return true;
+  return false;
+}
+
 std::optional<Json> number(std::string_view text) {
   std::string digits;
   for (const char c : text)
@@ -55,7 +65,7 @@ class Reader {
     if (++num_values_ > limits_.max_values)
       return fail(node, format("more than {} values", limits_.max_values));
     const std::string& tag = node.Tag();
-    if (!tag.empty() && tag != "?" && tag != "!" && !tag.starts_with("tag:yaml.org,2002:"))
+    if (!tag.empty() && tag != "?" && tag != "!" && !is_core_tag(tag))
       return fail(node, format("tag {} is not allowed", tag));
     switch (node.Type()) {
       case YAML::NodeType::Scalar:

@@ -87,6 +87,26 @@ TEST_F(BadInput, RunNamesTheFieldOfTheConfig) {
   replace(model / "config.json", "\"hidden_size\": 256", "\"hidden_size\": \"256\"");
   expect_refused(ask(), "hidden_size");
   restore();
+  replace(model / "config.json", "\"num_hidden_layers\": ", "\"num_hidden_layers\": 1");
+  expect_refused(ask(), "layer_types");
+  restore();
+  // A tensor that the architecture needs and no shard holds.
+  const std::string index = read_file(model / "model.safetensors.index.json").value();
+  replace(model / "model.safetensors.index.json", "model.norm.weight", "model.norm.wait");
+  expect_refused(ask(), "model.norm.wait");
+  write(model / "model.safetensors.index.json", index);
+  for (const auto& entry : fs::directory_iterator(model)) {
+    const std::string bytes = entry.path().extension() == ".safetensors"
+                                  ? read_file(entry.path()).value()
+                                  : std::string();
+    if (bytes.find("\"model.norm.weight\"") == std::string::npos) continue;
+    replace(entry.path(), "model.norm.weight", "model.morn.weight");
+    replace(model / "model.safetensors.index.json", "model.norm.weight", "model.morn.weight");
+    expect_refused(ask(), "model.norm.weight");
+    write(entry.path(), bytes);
+    write(model / "model.safetensors.index.json", index);
+  }
+
   replace(model / "config.json", "{", "{\"quantization_config\": {\"quant_method\": \"gguf\"},");
   expect_refused(ask(), "gguf");
   write(model / "config.json", "{\"architectures\": ");

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "device/ops.h"
+#include "support/random.h"
 
 namespace nibble::test {
 
@@ -85,12 +86,6 @@ class OwnedBatch {
   std::vector<int32_t> table_;
   int32_t max_blocks_ = 1;
 };
-
-// NIBBLE_TEST_SEED repeats a failed run.
-inline uint32_t test_seed() {
-  const char* given = std::getenv("NIBBLE_TEST_SEED");
-  return given != nullptr ? static_cast<uint32_t>(std::strtoul(given, nullptr, 10)) : 20261124u;
-}
 
 inline std::vector<float> normal_values(std::mt19937& random, int64_t count, float scale = 1.0f) {
   std::normal_distribution<float> normal(0.0f, scale);

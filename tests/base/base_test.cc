@@ -1,0 +1,147 @@
+// The doorkeepers of outside libraries: what they promise beyond the library they keep.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <limits>
+#include <numeric>
+
+#include "base/hash.h"
+#include "base/json.h"
+#include "base/options.h"
+#include "base/pattern.h"
+#include "base/text.h"
+#include "base/thread_pool.h"
+#include "base/yaml.h"
+
+namespace nibble {
+namespace {
+
+TEST(Json, PrintsAsPythonDoes) {
+  const Json value = {{"b", 1e-7}, {"a", {5.0, 1e16, 123456.75, 1e22, -0.0}}, {"text", "ü\n\"\\"}};
+  EXPECT_EQ(dump_json_python(value),
+            R"({"b": 1e-07, "a": [5.0, 1e+16, 123456.75, 1e+22, -0.0], "text": "ü\n\"\\"})");
+}
+
+TEST(Json, RefusesWhatItCannotKeep) {
+  for (const char* text :
+       {"", "{", "[1,]", "{\"a\":1,\"a\":2}", "1 2", "\"\xff\"", "1e999", "nan", "[[[[[[[[[["})
+    EXPECT_FALSE(parse_json(text, "test")) << text;
+  EXPECT_FALSE(parse_json("[[[1]]]", "test", {.max_depth = 2}));
+  EXPECT_TRUE(parse_json("[[[1]]]", "test", {.max_depth = 3}));
+  EXPECT_FALSE(parse_json("[1, 2]", "test", {.max_bytes = 5}));
+  EXPECT_TRUE(parse_json("{\"a\":1,\"a\":2}", "test", {.allow_duplicate_keys = true}));
+  const Result<Json> ordered = parse_json(R"({"z":1,"a":{"y":2,"b":3}})", "test");
+  ASSERT_TRUE(ordered);
+  EXPECT_EQ(dump_json(*ordered), R"({"z":1,"a":{"y":2,"b":3}})");
+}
+
+TEST(Yaml, ReadsScalarsAsPyYamlAndWritesThemBack) {
+  const Result<Json> value = parse_yaml(
+      "a: 1\nb: 1.5\nc: yes\nd: 'yes'\ne: null\nf: ['re:.*lm_head', \"x\"]\ng: {h: 1e-5}\n",
+      "test");
+  ASSERT_TRUE(value) << value.error().message;
+  EXPECT_TRUE((*value)["a"].is_number_integer());
+  EXPECT_EQ((*value)["b"], 1.5);
+  EXPECT_EQ((*value)["c"], true);
+  EXPECT_EQ((*value)["d"], "yes");
+  EXPECT_TRUE((*value)["e"].is_null());
+  EXPECT_EQ((*value)["f"][0], "re:.*lm_head");
+  const Result<Json> again = parse_yaml(dump_yaml(*value), "test");
+  ASSERT_TRUE(again) << dump_yaml(*value);
+  EXPECT_EQ(dump_json(*again), dump_json(*value));
+}
+
+TEST(Yaml, RefusesBombsAndDuplicates) {
+  std::string bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n";
+  for (int i = 1; i < 9; ++i) {
+    const std::string old = "*a" + std::to_string(i - 1);
+    bomb += "a" + std::to_string(i) + ": &a" + std::to_string(i) + " [" + old;
+    for (int j = 0; j < 9; ++j) bomb += ", " + old;
+    bomb += "]\n";
+  }
+  EXPECT_FALSE(parse_yaml(bomb, "test"));
+  for (const char* text : {"a: 1\na: 2\n", "a: [1\n", "a: !!python/object:x {}\n", "? [1]\n: 2\n"})
+    EXPECT_FALSE(parse_yaml(text, "test")) << text;
+}
+
+TEST(Pattern, MatchesFromTheStartAsPythonDoes) {
+  const Pattern pattern = Pattern::compile(".*linear_attn.*").value();
+  EXPECT_TRUE(pattern.matches_start_of("model.layers.0.linear_attn.in_proj_a"));
+  EXPECT_FALSE(pattern.matches_start_of("model.layers.0.self_attn.q_proj"));
+  const Pattern prefix = Pattern::compile("model.visual").value();
+  EXPECT_TRUE(prefix.matches_start_of("model.visual.blocks.0"));
+  EXPECT_FALSE(prefix.matches_start_of("x.model.visual"));
+  const Pattern whole = Pattern::compile(".*mlp.gate$").value();
+  EXPECT_TRUE(whole.matches_start_of("layers.1.mlp.gate"));
+  EXPECT_FALSE(whole.matches_start_of("layers.1.mlp.gate_proj"));
+  EXPECT_FALSE(Pattern::compile("(?=a)"));
+  EXPECT_FALSE(Pattern::compile("("));
+}
+
+TEST(Text, TheNearestNameIsNearOrNone) {
+  const std::vector<std::string> names = {"targets", "ignore", "observer"};
+  EXPECT_EQ(nearest_name("tragets", names), "targets");
+  EXPECT_EQ(nearest_name("obsever", names), "observer");
+  EXPECT_EQ(nearest_name("zzz", names), "");
+}
+
+TEST(Hash, EqualsTheStandardsExamples) {
+  EXPECT_EQ(sha256_hex(""), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+  Sha256 pieces;
+  pieces.update("a");
+  pieces.update("bc");
+  EXPECT_EQ(pieces.finish(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+  EXPECT_EQ(pieces.finish(), sha256_hex(""));
+}
+
+TEST(ThreadPool, EveryIndexOnceWhateverTheGrain) {
+  ThreadPool pool(4);
+  for (const size_t count : {0, 1, 3, 4, 5, 63, 1000}) {
+    for (const size_t grain : {1, 7, 64, 5000}) {
+      std::vector<std::atomic<int>> seen(count);
+      pool.parallel_for(count, grain, [&](size_t begin, size_t end) {
+        ASSERT_LE(end, count);
+        for (size_t i = begin; i < end; ++i)
+          // A nested loop runs inline instead of waiting for itself.
+          pool.parallel_for(1, 1, [&](size_t, size_t) { ++seen[i]; });
+      });
+      for (size_t i = 0; i < count; ++i)
+        ASSERT_EQ(seen[i], 1) << i << " of " << count << ", grain " << grain;
+    }
+  }
+}
+
+TEST(Options, CountsTakeDecimalAndBinarySuffixes) {
+  EXPECT_EQ(parse_count("4096").value(), 4096);
+  EXPECT_EQ(parse_count("25.6k").value(), 25'600);
+  EXPECT_EQ(parse_count("16K").value(), 16'384);
+  EXPECT_EQ(parse_count("1M").value(), 1'048'576);
+  for (const char* text : {"", "x", "1.5", "-", "1kk", "99999999999999999999", "1e400g"})
+    EXPECT_FALSE(parse_count(text)) << text;
+}
+
+TEST(Options, DashesUnderscoresNegationAndMistakes) {
+  std::string model;
+  int max_model_len = 7;
+  bool stream = true;
+  const auto parse = [&](std::vector<std::string> arguments) {
+    OptionSet set("nibble test", "Test.");
+    set.positional("model", &model, "model");
+    set.option("max-model-len", &max_model_len, "length");
+    set.option("stream", &stream, "stream");
+    return set.parse(arguments);
+  };
+  EXPECT_TRUE(parse({"m", "--max_model_len=16K", "--no-stream"}));
+  EXPECT_EQ(model, "m");
+  EXPECT_EQ(max_model_len, 16'384);
+  EXPECT_FALSE(stream);
+  const auto unknown = parse({"m", "--max-model-length", "1"});
+  ASSERT_FALSE(unknown);
+  EXPECT_THAT(unknown.error().message, testing::HasSubstr("--max-model-len"));
+  EXPECT_FALSE(parse({"m", "--max-model-len", "99999999999"}));
+  EXPECT_FALSE(parse({"--stream"}));
+}
+
+}  // namespace
+}  // namespace nibble
