@@ -4,7 +4,9 @@
 #include <cstdio>
 
 #include "base/format.h"
+#include "base/log.h"
 #include "cli/command.h"
+#include "quant/calibration_set.h"
 #include "quant/pipeline.h"
 
 namespace nibble::cli {
@@ -14,6 +16,10 @@ struct QuantizeFlags {
   std::string model;
   std::string out;
   std::string recipe = "recipes/w4a16-rtn.yaml";
+  std::string calibration;
+  CalibrationOptions samples;
+  std::string mode = "best";
+  std::string norm_roundtrip = "once";
   int num_threads = 0;
   size_t max_shard_bytes = 20'000'000'000;
   bool json = false;
@@ -23,11 +29,35 @@ struct QuantizeFlags {
     v.positional("MODEL", &model, "checkpoint directory");
     v.positional("OUT", &out, "output directory; must not exist");
     v.option("recipe", &recipe, "recipe.yaml to follow");
+    v.option("calibration", &calibration, "conversations for AWQ and GPTQ: JSON, JSONL or text");
+    v.option("num-calibration-samples", &samples.num_samples, "conversations to use");
+    v.option("max-seq-length", &samples.max_seq_length, "tokens per conversation");
+    v.option("shuffle", &samples.shuffle, "pick conversations at random instead of in file order");
+    v.option("seed", &samples.seed, "of the shuffle");
+    v.option("skip-bad-samples", &samples.skip_bad_samples,
+             "go on when a conversation cannot be rendered");
+    v.option("mode", &mode,
+             "best: search with the recipe's observer and let each layer see the error of those "
+             "before it; reference: as llm-compressor",
+             {"best", "reference"});
+    v.option("norm-roundtrip", &norm_roundtrip,
+             "how zero-centred norms are stored: rounded once, or as upstream",
+             {"once", "upstream"});
     v.option("num-threads", &num_threads, "threads, 0 for all");
     v.option("max-shard-bytes", &max_shard_bytes, "largest output file");
     v.option("json", &json, "print the report as JSON on stdout");
   }
 };
+
+Result<CalibrationSet> load_samples(const QuantizeFlags& flags) {
+  NB_TRY(const ModelDir dir, ModelDir::open(flags.model));
+  NB_TRY(const std::string tokenizer_text, dir.side_file("tokenizer.json"));
+  NB_TRY(const Tokenizer tokenizer, Tokenizer::load(tokenizer_text, "", "tokenizer.json"));
+  NB_TRY(const std::string template_text, dir.chat_template());
+  NB_TRY(const ChatTemplate chat_template,
+         ChatTemplate::parse(template_text, "chat_template.jinja"));
+  return load_calibration_set(flags.calibration, tokenizer, &chat_template, flags.samples);
+}
 
 }  // namespace
 
@@ -44,8 +74,22 @@ int quantize(Arguments arguments) {
   options.recipe = std::move(*recipe);
   options.num_threads = flags.num_threads;
   options.max_shard_bytes = flags.max_shard_bytes;
+  options.calibrated.mode =
+      flags.mode == "best" ? CalibrationMode::kBest : CalibrationMode::kReference;
+  options.calibrated.norm_rounding =
+      flags.norm_roundtrip == "once" ? NormRounding::kOnce : NormRounding::kUpstream;
+  if (options.recipe.needs_calibration() && !flags.calibration.empty()) {
+    Result<CalibrationSet> set = load_samples(flags);
+    if (!set) return fail(set.error());
+    for (const std::string& line : set->skipped) log_warning("calibration: {}", line);
+    options.calibration = std::move(set->samples);
+  }
   const bool live = ::isatty(STDERR_FILENO) != 0;
   size_t last_tenth = 0;
+  options.calibrated.progress = [&](int layer, int num_layers) {
+    std::fprintf(stderr, live ? "\r\033[Kcalibrate layer %d/%d" : "calibrate layer %d/%d\n", layer,
+                 num_layers);
+  };
   options.progress = [&](size_t done, size_t total, const std::string& module) {
     const size_t tenth = done * 10 / total;
     if (live) {

@@ -14,6 +14,7 @@ void decoder_layer_forward(const Step& step, const ModelSpec& spec, int layer,
   const Tensor block = scratch.tensor(x.dtype, x.shape, "block output");
 
   ops.rms_norm(x, weights.input_layernorm, spec.rms_norm_eps, spec.norm_weight_offset, normed);
+  if (step.observe) step.observe("mixer input", layer, normed);
   if (layer_spec.mixer == MixerKind::kFullAttention) {
     attention_forward(step, spec, weights.attention, step.caches->kv[index], normed, block);
   } else {
@@ -25,6 +26,7 @@ void decoder_layer_forward(const Step& step, const ModelSpec& spec, int layer,
 
   ops.rms_norm(x, weights.post_attention_layernorm, spec.rms_norm_eps, spec.norm_weight_offset,
                normed);
+  if (step.observe) step.observe("mlp input", layer, normed);
   if (layer_spec.ffn == FfnKind::kDense) {
     mlp_forward(step, weights.mlp, normed, block);
   } else {

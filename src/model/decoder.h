@@ -1,4 +1,4 @@
-// The layers of a model, each written once against Ops. Internal to model/.
+// The layers of a model, each written once against Ops. For model/ and quant/.
 #pragma once
 
 #include "model/model.h"

@@ -39,7 +39,8 @@ struct Step {
   int32_t num_logit_rows = 0;
   ModelCaches* caches = nullptr;
   Arena* scratch = nullptr;  // activations live here between mark and release
-  // Called with a name ("layers.3.mixer") and a tensor at each point of interest; tests only.
+  // Called at each point of interest: "embed", "mixer input", "mixer", "mlp input", "mlp", "layer",
+  // "norm". For tests and calibration.
   std::function<void(const char* what, int layer, const Tensor& value)> observe;
 };
 

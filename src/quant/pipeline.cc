@@ -37,6 +37,13 @@ class Pipeline {
     const auto start = std::chrono::steady_clock::now();
     NB_TRY(const ModelDir dir, ModelDir::open(source_));
     NB_TRY_STATUS(check(dir));
+    if (options_.recipe.needs_calibration()) {
+      std::map<std::string, int> groups;
+      for (const auto& [name, decision] : quantized_)
+        groups[decision->module.name] = decision->group;
+      NB_TRY(calibrated_, calibrate(dir, spec_, options_.recipe, groups, options_.calibration,
+                                    options_.calibrated, pool_));
+    }
     NB_TRY(CheckpointWriter writer,
            CheckpointWriter::create(out_, {.max_shard_bytes = options_.max_shard_bytes}));
     Status written = stream_tensors(dir, writer);
@@ -50,24 +57,36 @@ class Pipeline {
     report_.output_bytes = writer.total_tensor_bytes();
     report_.warnings = explanation_.warnings;
     report_.details = {{"source", source_.filename().string()},
-                       {"algorithm", "rtn"},
+                       {"algorithm", algorithm()},
                        {"recipe_sha256", sha256_hex(options_.recipe.text)},
                        {"source_bytes", report_.source_bytes},
                        {"output_bytes", report_.output_bytes},
                        {"modules", std::move(modules_)}};
+    if (options_.recipe.needs_calibration()) {
+      report_.details["mode"] =
+          options_.calibrated.mode == CalibrationMode::kBest ? "best" : "reference";
+      report_.details["calibration_samples"] = options_.calibration.size();
+      report_.details["mappings"] = std::move(calibrated_.mappings);
+    }
     NB_TRY_STATUS(writer.add_file("quantization_report.json", dump_json_pretty(report_.details)));
     NB_TRY_STATUS(writer.finish());
     return std::move(report_);
   }
 
  private:
+  std::string algorithm() const {
+    const Recipe& recipe = options_.recipe;
+    if (recipe.awq && recipe.gptq) return "awq+gptq";
+    return recipe.awq ? "awq" : recipe.gptq ? "gptq" : "rtn";
+  }
+
   // Everything that can be refused is refused here, before any work.
   Status check(const ModelDir& dir) {
-    if (options_.recipe.algorithm != Algorithm::kRoundToNearest)
-      return make_error(ErrorCode::kUnsupported,
-                        "the recipe asks for {}; this version rounds to nearest "
-                        "(QuantizationModifier, see recipes/w4a16-rtn.yaml)",
-                        options_.recipe.algorithm == Algorithm::kAwq ? "AWQ" : "GPTQ");
+    if (options_.recipe.needs_calibration() && options_.calibration.empty())
+      return make_error(ErrorCode::kInvalidArgument,
+                        "the recipe asks for {}, which needs calibration samples; give "
+                        "--calibration FILE",
+                        algorithm());
     if (dir.quantization())
       return make_error(ErrorCode::kInvalidArgument,
                         "{}: already quantized; give the original checkpoint", source_.string());
@@ -102,11 +121,18 @@ class Pipeline {
     for (const SafetensorsFile& shard : dir.shards()) {
       for (const TensorInfo& info : shard.tensors()) {
         report_.source_bytes += info.num_bytes;
+        Tensor tensor = shard.view(info);
+        OwnedTensor smoothed;
+        if (calibrated_.plan.touches(info.name)) {
+          smoothed = OwnedTensor::copy_of(tensor);
+          tensor = smoothed.view();
+          calibrated_.plan.apply(info.name, tensor);
+        }
         const auto found = quantized_.find(info.name);
         if (found == quantized_.end()) {
-          NB_TRY_STATUS(writer.add(info.name, shard.view(info)));
+          NB_TRY_STATUS(writer.add(info.name, tensor));
         } else {
-          NB_TRY_STATUS(quantize(*found->second, shard.view(info), writer));
+          NB_TRY_STATUS(quantize(*found->second, tensor, writer));
         }
         shard.release_pages(info);
         if (options_.progress) options_.progress(++done, total, info.name);
@@ -118,11 +144,17 @@ class Pipeline {
   Status quantize(const ModuleDecision& decision, const Tensor& weight, CheckpointWriter& writer) {
     const QuantizationGroup& group = options_.recipe.groups[static_cast<size_t>(decision.group)];
     const std::string& name = decision.module.name;
-    NB_TRY(const auto observer, make_observer(group.observer));
-    Result<PackedWeight> rounded = round_to_nearest(weight, group.format, *observer, pool_);
-    if (!rounded)
-      return make_error(rounded.error().code, "{}.weight: {}", name, rounded.error().message);
-    PackedWeight& packed = *rounded;
+    PackedWeight packed;
+    if (const auto found = calibrated_.rounded.find(name); found != calibrated_.rounded.end()) {
+      packed = std::move(found->second);
+    } else {
+      NB_TRY(const auto observer, make_observer(group.observer));
+      const Result<QuantizedWeight> rounded =
+          round_to_nearest(weight, group.format, *observer, pool_);
+      if (!rounded)
+        return make_error(rounded.error().code, "{}.weight: {}", name, rounded.error().message);
+      packed = pack_weight(weight, *rounded, group.format, pool_);
+    }
     const int64_t rows = weight.shape[0];
     const int64_t num_groups = group.format.num_groups(weight.shape[1]);
     void* scale = weight.dtype == DType::kF32 ? static_cast<void*>(packed.scale32.data())
@@ -174,6 +206,7 @@ class Pipeline {
   ModelSpec spec_;
   Explanation explanation_;
   std::map<std::string, const ModuleDecision*> quantized_;
+  CalibratedWeights calibrated_;
   QuantizeReport report_;
   Json modules_ = Json::object();
 };

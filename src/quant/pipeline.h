@@ -7,12 +7,15 @@
 
 #include "base/file.h"
 #include "base/json.h"
+#include "quant/calibrated.h"
 #include "quant/recipe.h"
 
 namespace nibble {
 
 struct QuantizeOptions {
   Recipe recipe;
+  std::vector<std::vector<int32_t>> calibration;  // token ids; for recipes that need data
+  CalibratedOptions calibrated;
   int num_threads = 0;  // 0: all
   size_t max_shard_bytes = 20'000'000'000;
   // Called after each module with how far the work is; may be empty.

@@ -74,10 +74,10 @@ class RecipeReader {
     std::vector<std::string_view> known(kQuantizationKeys.begin(), kQuantizationKeys.end());
     if (name == "AWQModifier") {
       known.insert(known.end(), kAwqKeys.begin(), kAwqKeys.end());
-      recipe_.algorithm = Algorithm::kAwq;
+      recipe_.awq.emplace();
     } else if (name == "GPTQModifier") {
       known.insert(known.end(), kGptqKeys.begin(), kGptqKeys.end());
-      recipe_.algorithm = Algorithm::kGptq;
+      recipe_.gptq.emplace();
     } else if (name != "QuantizationModifier") {
       return unknown_key("modifiers", name,
                          {"AWQModifier", "QuantizationModifier", "GPTQModifier"});
@@ -87,6 +87,8 @@ class RecipeReader {
     for (const auto& [key, value] : arguments.items())
       if (std::ranges::find(known, std::string_view(key)) == known.end())
         return unknown_key(name, key, known);
+    if (name == "AWQModifier") NB_TRY_STATUS(read_awq(arguments));
+    if (name == "GPTQModifier") NB_TRY_STATUS(read_gptq(arguments));
     return read_quantization(name, arguments);
   }
 
@@ -106,6 +108,41 @@ class RecipeReader {
       list.push_back(item.get<std::string>());
     }
     return list;
+  }
+
+  Status read_awq(const Json& arguments) {
+    AwqSettings& settings = *recipe_.awq;
+    if (const Json& mappings = at(arguments, "mappings"); !mappings.is_null())
+      return bad("AWQModifier.mappings", mappings, "null (the mappings of the architecture)");
+    if (const Json& duo = at(arguments, "duo_scaling"); duo == "both") {
+      settings.duo_scaling = DuoScaling::kBoth;
+    } else if (duo.is_boolean()) {
+      settings.duo_scaling = duo.get<bool>() ? DuoScaling::kOn : DuoScaling::kOff;
+    } else if (!duo.is_null()) {
+      return bad("AWQModifier.duo_scaling", duo, "true, false or \"both\"");
+    }
+    if (const Json& n_grid = at(arguments, "n_grid"); !n_grid.is_null()) {
+      if (!n_grid.is_number_integer() || n_grid < 2 || n_grid > 1000)
+        return bad("AWQModifier.n_grid", n_grid, "an integer from 2 to 1000");
+      settings.num_candidates = n_grid.get<int>();
+    }
+    return {};
+  }
+
+  Status read_gptq(const Json& arguments) {
+    GptqSettings& settings = *recipe_.gptq;
+    if (const Json& dampening = at(arguments, "dampening_frac"); !dampening.is_null()) {
+      if (!dampening.is_number() || dampening <= 0.0 || dampening > 1.0)
+        return bad("GPTQModifier.dampening_frac", dampening, "a number above 0, at most 1");
+      settings.dampening = dampening.get<float>();
+    }
+    if (arguments.contains("actorder")) {
+      const Json& order = at(arguments, "actorder");
+      if (!order.is_null() && order != "static" && order != "weight")
+        return bad("GPTQModifier.actorder", order, "static, weight or null");
+      settings.act_order = !order.is_null();
+    }
+    return {};
   }
 
   Status read_quantization(const std::string& name, const Json& arguments) {

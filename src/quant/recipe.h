@@ -7,17 +7,22 @@
 #include <string_view>
 #include <vector>
 
+#include <optional>
+
 #include "base/pattern.h"
 #include "base/result.h"
 #include "checkpoint/compressed_tensors.h"
 #include "model/weights.h"
+#include "quant/awq.h"
+#include "quant/gptq.h"
 
 namespace nibble {
 
-enum class Algorithm { kRoundToNearest, kAwq, kGptq };
-
 struct Recipe {
-  Algorithm algorithm = Algorithm::kRoundToNearest;
+  // Neither: round to nearest. Both: smooth first, then round with compensation.
+  std::optional<AwqSettings> awq;
+  std::optional<GptqSettings> gptq;
+  bool needs_calibration() const { return awq.has_value() || gptq.has_value(); }
   std::vector<QuantizationGroup> groups;
   std::vector<std::string> ignore;
   std::string text;  // as read, copied beside the checkpoint

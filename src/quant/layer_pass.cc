@@ -1,0 +1,259 @@
+// Samples run one by one through caches for a single sequence; every layer uses the same caches.
+#include "quant/layer_pass.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+#include "base/format.h"
+#include "device/wrap/forwarding_ops.h"
+#include "device/wrap/metering_ops.h"
+
+namespace nibble {
+namespace {
+
+constexpr int kBlockSize = 16;
+
+// Sums up what each Linear reads.
+class RecordingOps final : public ForwardingOps {
+ public:
+  RecordingOps(Ops& inner, std::map<const LinearWeight*, InputMoments>& inputs,
+               const std::function<bool(const LinearWeight*)>& want_gram)
+      : ForwardingOps(inner), ops_(inner), inputs_(inputs), want_gram_(want_gram) {}
+
+  void linear(const Tensor& x, const LinearWeight& weight, const Tensor& out) override {
+    ops_.linear(x, weight, out);
+    const int64_t columns = weight.in_features;
+    const int64_t tokens = x.num_elements() / columns;
+    InputMoments& moments = inputs_[&weight];
+    moments.sum_abs.resize(static_cast<size_t>(columns));
+    moments.num_tokens += tokens;
+    const float* values = x.as<const float>();
+    for (int64_t t = 0; t < tokens; ++t)
+      for (int64_t c = 0; c < columns; ++c)
+        moments.sum_abs[static_cast<size_t>(c)] +=
+            static_cast<double>(std::fabs(values[t * columns + c]));
+    if (want_gram_ && want_gram_(&weight)) add_gram(values, tokens, columns, moments.gram);
+  }
+
+ private:
+  // gram += x'x, as the product of the transposed input with itself.
+  void add_gram(const float* values, int64_t tokens, int64_t columns, std::vector<float>& gram) {
+    OwnedTensor transposed(DType::kF32, {columns, tokens});
+    float* to = transposed.view().as<float>();
+    for (int64_t t = 0; t < tokens; ++t)
+      for (int64_t c = 0; c < columns; ++c) to[c * tokens + t] = values[t * columns + c];
+    LinearWeight right;
+    right.out_features = columns;
+    right.in_features = tokens;
+    right.dense = transposed.view();
+    OwnedTensor product(DType::kF32, {columns, columns});
+    ops_.linear(transposed.view(), right, product.view());
+    const float* from = product.view().as<const float>();
+    gram.resize(static_cast<size_t>(columns * columns));
+    for (size_t i = 0; i < gram.size(); ++i) gram[i] += from[i];
+  }
+
+  Ops& ops_;
+  std::map<const LinearWeight*, InputMoments>& inputs_;
+  const std::function<bool(const LinearWeight*)>& want_gram_;
+};
+
+}  // namespace
+
+OwnedTensor OwnedTensor::copy_of(const Tensor& from) {
+  OwnedTensor copy(from.dtype, from.shape);
+  std::memcpy(copy.bytes_.data(), from.data, from.num_bytes());
+  return copy;
+}
+
+Result<WorkingLayer> WorkingLayer::load(const ModelDir& dir, const ModelSpec& spec, int layer,
+                                        Device& device, Arena& arena) {
+  WorkingLayer working;
+  NB_TRY(working.weights_, bind_layer(dir, spec, layer, device, arena));
+  working.prefix_ = format("{}layers.{}.", spec.weight_prefix, layer);
+  return working;
+}
+
+LinearWeight* WorkingLayer::linear(const std::string& module) {
+  AttentionWeights& attention = weights_.attention;
+  GatedDeltaNetWeights& delta = weights_.delta_net;
+  MlpWeights& mlp = weights_.mlp;
+  const std::pair<std::string_view, LinearWeight*> known[] = {
+      {"self_attn.q_proj", &attention.q_proj},
+      {"self_attn.k_proj", &attention.k_proj},
+      {"self_attn.v_proj", &attention.v_proj},
+      {"self_attn.o_proj", &attention.o_proj},
+      {"linear_attn.in_proj_qkv", &delta.in_proj_qkv},
+      {"linear_attn.in_proj_z", &delta.in_proj_z},
+      {"linear_attn.in_proj_b", &delta.in_proj_b},
+      {"linear_attn.in_proj_a", &delta.in_proj_a},
+      {"linear_attn.out_proj", &delta.out_proj},
+      {"mlp.gate_proj", &mlp.gate_proj},
+      {"mlp.up_proj", &mlp.up_proj},
+      {"mlp.down_proj", &mlp.down_proj}};
+  if (!module.starts_with(prefix_)) return nullptr;
+  for (const auto& [name, weight] : known)
+    if (std::string_view(module).substr(prefix_.size()) == name && weight->out_features > 0)
+      return weight;
+  return nullptr;
+}
+
+Tensor* WorkingLayer::norm(const std::string& module) {
+  if (module == prefix_ + "input_layernorm") return &weights_.input_layernorm;
+  if (module == prefix_ + "post_attention_layernorm") return &weights_.post_attention_layernorm;
+  return nullptr;
+}
+
+Result<LayerPass> LayerPass::start(const ModelDir& dir, const ModelSpec& spec, Device& device,
+                                   const std::vector<std::vector<int32_t>>& samples) {
+  LayerPass pass;
+  pass.spec_ = &spec;
+  pass.device_ = &device;
+  pass.sample_start_.push_back(0);
+  for (const auto& sample : samples) {
+    pass.num_tokens_ += static_cast<int64_t>(sample.size());
+    pass.longest_ = std::max(pass.longest_, static_cast<int64_t>(sample.size()));
+    pass.sample_start_.push_back(pass.num_tokens_);
+    for (const int32_t id : sample)
+      if (id < 0 || id >= spec.vocab_size)
+        return make_error(ErrorCode::kInvalidArgument,
+                          "a calibration sample holds token {}, the model has {}", id,
+                          spec.vocab_size);
+  }
+  if (pass.num_tokens_ == 0)
+    return make_error(ErrorCode::kInvalidArgument, "the calibration samples hold no token");
+
+  const CacheShape shape{
+      .num_blocks = static_cast<int>((pass.longest_ + kBlockSize - 1) / kBlockSize),
+      .block_size = kBlockSize,
+      .num_state_slots = 1,
+      .kv_dtype = DType::kF32};
+  // One layer of each kind, used by all.
+  ModelSpec kinds = spec;
+  kinds.layers = {{.mixer = MixerKind::kFullAttention}, {.mixer = MixerKind::kGatedDeltaNet}};
+  Arena counter;
+  place_caches(kinds, shape, DType::kF32, counter);
+  NB_TRY(pass.cache_memory_, device.allocate(counter.used(), "calibration caches"));
+  Arena arena(pass.cache_memory_.data(), pass.cache_memory_.size());
+  const ModelCaches caches = place_caches(kinds, shape, DType::kF32, arena);
+  pass.caches_.kv.assign(spec.layers.size(), caches.kv[0]);
+  pass.caches_.conv_state.assign(spec.layers.size(), caches.conv_state[1]);
+  pass.caches_.recurrent_state.assign(spec.layers.size(), caches.recurrent_state[1]);
+
+  // Scratch of the hungriest layer.
+  MeteringOps metering;
+  Arena activations;
+  Step step;
+  step.ops = &metering;
+  step.batch.num_tokens = static_cast<int32_t>(pass.longest_);
+  step.caches = &pass.caches_;
+  step.scratch = &activations;
+  for (size_t layer = 0; layer < spec.layers.size(); ++layer) {
+    Arena views;
+    NB_TRY(const LayerWeights weights,
+           bind_layer(dir, spec, static_cast<int>(layer), device, views));
+    decoder_layer_forward(step, spec, static_cast<int>(layer), weights,
+                          {nullptr, DType::kF32, {pass.longest_, spec.hidden_size}});
+  }
+  NB_TRY(pass.scratch_memory_, device.allocate(activations.peak(), "calibration scratch"));
+
+  NB_TRY(const Tensor table, dir.tensor(spec.weight_prefix + "embed_tokens.weight",
+                                        {spec.vocab_size, spec.hidden_size}));
+  pass.stream_ = OwnedTensor(DType::kF32, {pass.num_tokens_, spec.hidden_size});
+  for (size_t i = 0; i < samples.size(); ++i)
+    if (!samples[i].empty())
+      device.ops().embed(
+          table, samples[i].data(),
+          pass.stream_.view().rows(pass.sample_start_[i], pass.sample_start_[i + 1]));
+  return pass;
+}
+
+void LayerPass::each_sample(Ops& ops,
+                            const std::function<void(const Step&, int64_t, int64_t)>& body) {
+  Arena scratch(scratch_memory_.data(), scratch_memory_.size());
+  std::vector<int32_t> positions;
+  std::vector<int32_t> blocks(static_cast<size_t>((longest_ + kBlockSize - 1) / kBlockSize));
+  std::iota(blocks.begin(), blocks.end(), 0);
+  const int32_t zero = 0;
+  const uint8_t fresh = 1;
+  for (size_t i = 0; i + 1 < sample_start_.size(); ++i) {
+    const int64_t first = sample_start_[i];
+    const int64_t last = sample_start_[i + 1];
+    if (first == last) continue;
+    const auto tokens = static_cast<int32_t>(last - first);
+    positions.resize(static_cast<size_t>(3 * tokens));
+    for (int axis = 0; axis < 3; ++axis)
+      std::iota(positions.begin() + axis * tokens, positions.begin() + (axis + 1) * tokens, 0);
+    const int32_t query_start[] = {0, tokens};
+    Step step;
+    step.ops = &ops;
+    step.batch = {.num_tokens = tokens,
+                  .num_seqs = 1,
+                  .query_start = query_start,
+                  .context_len = &zero,
+                  .block_table = blocks.data(),
+                  .max_blocks = static_cast<int32_t>(blocks.size()),
+                  .block_size = kBlockSize,
+                  .state_slot = &zero,
+                  .state_is_fresh = &fresh};
+    step.positions = positions.data();
+    step.caches = &caches_;
+    step.scratch = &scratch;
+    body(step, first, last);
+  }
+}
+
+void LayerPass::run(int layer, const LayerWeights& weights, Recording* recording,
+                    const std::function<bool(const LinearWeight*)>& want_gram) {
+  if (recording == nullptr) {
+    each_sample(ops(), [&](const Step& step, int64_t first, int64_t last) {
+      decoder_layer_forward(step, *spec_, layer, weights, stream_.view().rows(first, last));
+    });
+    return;
+  }
+  const Shape shape{num_tokens_, spec_->hidden_size};
+  for (OwnedTensor* tensor : {&recording->mixer_input, &recording->mixer_output,
+                              &recording->mlp_input, &recording->mlp_output})
+    *tensor = OwnedTensor(DType::kF32, shape);
+  RecordingOps recorder(ops(), recording->inputs, want_gram);
+  each_sample(recorder, [&](const Step& plain, int64_t first, int64_t last) {
+    Step step = plain;
+    const auto keep = [&](OwnedTensor& to, const Tensor& value) {
+      std::memcpy(to.view().rows(first, last).data, value.data, value.num_bytes());
+    };
+    const Tensor x = stream_.view().rows(first, last);
+    step.observe = [&](const char* what, int, const Tensor& value) {
+      const std::string_view point = what;
+      if (point == "mixer input") keep(recording->mixer_input, value);
+      if (point == "mixer") keep(recording->mixer_output, value);
+      if (point == "mlp input") keep(recording->mlp_input, value);
+      if (point == "mlp") keep(recording->mlp_output, value);
+    };
+    decoder_layer_forward(step, *spec_, layer, weights, x);
+  });
+}
+
+void LayerPass::replay_mixer(int layer, const LayerWeights& weights, const Tensor& input,
+                             const Tensor& out) {
+  const auto index = static_cast<size_t>(layer);
+  each_sample(ops(), [&](const Step& step, int64_t first, int64_t last) {
+    if (spec_->layers[index].mixer == MixerKind::kFullAttention) {
+      attention_forward(step, *spec_, weights.attention, caches_.kv[index], input.rows(first, last),
+                        out.rows(first, last));
+    } else {
+      gated_delta_net_forward(step, *spec_, weights.delta_net, caches_.conv_state[index],
+                              caches_.recurrent_state[index], input.rows(first, last),
+                              out.rows(first, last));
+    }
+  });
+}
+
+void LayerPass::replay_mlp(const LayerWeights& weights, const Tensor& input, const Tensor& out) {
+  each_sample(ops(), [&](const Step& step, int64_t first, int64_t last) {
+    mlp_forward(step, weights.mlp, input.rows(first, last), out.rows(first, last));
+  });
+}
+
+}  // namespace nibble

@@ -1,0 +1,112 @@
+// Everything row by row, in parallel.
+#include "quant/packed_weight.h"
+
+#include <atomic>
+#include <cmath>
+
+namespace nibble {
+namespace {
+
+constexpr size_t kRowsPerTask = 16;
+
+void store_rounded(const Tensor& out, int64_t index, float value) {
+  switch (out.dtype) {
+    case DType::kBF16: out.as<BFloat16>()[index] = BFloat16(value); break;
+    case DType::kF16: out.as<Float16>()[index] = Float16(value); break;
+    default: out.as<float>()[index] = value;
+  }
+}
+
+}  // namespace
+
+bool all_finite(const Tensor& weight, ThreadPool& pool) {
+  const int64_t columns = weight.shape[1];
+  std::atomic<bool> finite{true};
+  pool.parallel_for(static_cast<size_t>(weight.shape[0]), kRowsPerTask,
+                    [&](size_t begin, size_t end) {
+                      std::vector<float> row(static_cast<size_t>(columns));
+                      for (size_t r = begin; r < end; ++r) {
+                        const auto at = static_cast<int64_t>(r);
+                        to_float(weight.rows(at, at + 1), row.data());
+                        for (const float value : row)
+                          if (!std::isfinite(value)) finite = false;
+                      }
+                    });
+  return finite;
+}
+
+PackedWeight pack_weight(const Tensor& weight, const QuantizedWeight& quantized,
+                         const QuantFormat& format, ThreadPool& pool) {
+  const int64_t rows = weight.shape[0];
+  const int64_t columns = weight.shape[1];
+  const int64_t num_groups = format.num_groups(columns);
+  const int64_t group_size = columns / num_groups;
+  const GroupParameters& parameters = quantized.parameters;
+  const int64_t width = packed_width(columns, format.num_bits);
+  PackedWeight result;
+  result.packed.resize(static_cast<size_t>(rows * width));
+  std::vector<double> row_error(static_cast<size_t>(rows));
+  std::vector<double> row_energy(static_cast<size_t>(rows));
+  pool.parallel_for(static_cast<size_t>(rows), kRowsPerTask, [&](size_t begin, size_t end) {
+    std::vector<float> row(static_cast<size_t>(columns));
+    for (size_t r = begin; r < end; ++r) {
+      const auto at = static_cast<int64_t>(r);
+      to_float(weight.rows(at, at + 1), row.data());
+      const std::span<const int8_t> integers(
+          quantized.integers.data() + r * static_cast<size_t>(columns),
+          static_cast<size_t>(columns));
+      for (int64_t c = 0; c < columns; ++c) {
+        const auto group = static_cast<size_t>(at * num_groups + c / group_size);
+        const auto w = static_cast<double>(row[static_cast<size_t>(c)]);
+        const double error = w - static_cast<double>(dequantize_value(
+                                     integers[static_cast<size_t>(c)], parameters.scale[group],
+                                     parameters.zero_point[group], weight.dtype));
+        row_error[r] += error * error;
+        row_energy[r] += w * w;
+      }
+      pack_rows(
+          integers, 1, columns, format.num_bits,
+          {result.packed.data() + r * static_cast<size_t>(width), static_cast<size_t>(width)});
+    }
+  });
+
+  if (weight.dtype == DType::kF32) {
+    result.scale32 = parameters.scale;
+  } else {
+    for (const float scale : parameters.scale)
+      result.scale16.push_back(weight.dtype == DType::kBF16 ? BFloat16(scale).bits
+                                                            : Float16(scale).bits);
+  }
+  if (!format.symmetric) {
+    result.zero_point.resize(static_cast<size_t>(packed_width(rows, format.num_bits) * num_groups));
+    pack_columns(parameters.zero_point, rows, num_groups, format.num_bits, result.zero_point);
+  }
+  double error = 0;
+  double energy = 0;
+  for (size_t r = 0; r < row_error.size(); ++r) {
+    error += row_error[r];
+    energy += row_energy[r];
+  }
+  result.mean_squared_error = error / static_cast<double>(rows * columns);
+  result.relative_error = energy > 0 ? std::sqrt(error / energy) : 0;
+  return result;
+}
+
+void dequantize_weight(const QuantizedWeight& quantized, const QuantFormat& format,
+                       const Tensor& out, ThreadPool& pool) {
+  const int64_t columns = out.shape[1];
+  const int64_t num_groups = format.num_groups(columns);
+  const int64_t group_size = columns / num_groups;
+  pool.parallel_for(static_cast<size_t>(out.shape[0]), kRowsPerTask, [&](size_t begin, size_t end) {
+    for (auto i = static_cast<int64_t>(begin) * columns; i < static_cast<int64_t>(end) * columns;
+         ++i) {
+      const auto group = static_cast<size_t>(i / columns * num_groups + i % columns / group_size);
+      store_rounded(out, i,
+                    dequantize_value(quantized.integers[static_cast<size_t>(i)],
+                                     quantized.parameters.scale[group],
+                                     quantized.parameters.zero_point[group], out.dtype));
+    }
+  });
+}
+
+}  // namespace nibble

@@ -1,0 +1,131 @@
+// Mappings by layer kind; edits applied value by value.
+#include "quant/smoothing.h"
+
+#include "base/format.h"
+#include "quant/group_quant.h"
+
+namespace nibble {
+namespace {
+
+// Calls edit(index, value) -> value for every element, rounding to the tensor's dtype.
+template <class Edit>
+void edit_values(const Tensor& tensor, int64_t begin, Edit edit) {
+  for (int64_t i = begin; i < tensor.num_elements(); ++i) {
+    switch (tensor.dtype) {
+      case DType::kBF16: {
+        BFloat16& value = tensor.as<BFloat16>()[i];
+        value = BFloat16(static_cast<float>(edit(i, static_cast<double>(float(value)))));
+        break;
+      }
+      case DType::kF16: {
+        Float16& value = tensor.as<Float16>()[i];
+        value = Float16(static_cast<float>(edit(i, static_cast<double>(float(value)))));
+        break;
+      }
+      default: {
+        float& value = tensor.as<float>()[i];
+        value = static_cast<float>(edit(i, static_cast<double>(value)));
+      }
+    }
+  }
+}
+
+bool is_zero_centred_norm(const std::string& tensor_name) {
+  // Qwen3.5's gated norm inside linear attention multiplies by its weight as stored.
+  return tensor_name.ends_with("norm.weight") && !tensor_name.ends_with("linear_attn.norm.weight");
+}
+
+}  // namespace
+
+void scale_columns(const Tensor& weight, const std::vector<double>& scales, ThreadPool& pool) {
+  pool.parallel_for(static_cast<size_t>(weight.shape[0]), 16, [&](size_t begin, size_t end) {
+    for (auto r = static_cast<int64_t>(begin); r < static_cast<int64_t>(end); ++r)
+      edit_values(weight.rows(r, r + 1), 0,
+                  [&](int64_t c, double w) { return w * scales[static_cast<size_t>(c)]; });
+  });
+}
+
+std::vector<SmoothingMapping> smoothing_mappings(const ModelSpec& spec, int layer) {
+  const std::string prefix = format("{}layers.{}.", spec.weight_prefix, layer);
+  const LayerSpec& kind = spec.layers[static_cast<size_t>(layer)];
+  std::vector<SmoothingMapping> mappings;
+  if (kind.mixer == MixerKind::kFullAttention) {
+    const std::string attention = prefix + "self_attn.";
+    mappings.push_back({prefix + "input_layernorm",
+                        true,
+                        {attention + "q_proj", attention + "k_proj", attention + "v_proj"},
+                        SmoothingParent::kMixer});
+    if (!spec.hybrid() && spec.attention.num_kv_heads == spec.attention.num_heads)
+      mappings.push_back(
+          {attention + "v_proj", false, {attention + "o_proj"}, SmoothingParent::kLinear});
+  } else {
+    const std::string mixer = prefix + "linear_attn.";
+    mappings.push_back(
+        {prefix + "input_layernorm",
+         true,
+         {mixer + "in_proj_qkv", mixer + "in_proj_z", mixer + "in_proj_b", mixer + "in_proj_a"},
+         SmoothingParent::kMixer});
+  }
+  if (kind.ffn == FfnKind::kDense) {
+    const std::string mlp = prefix + "mlp.";
+    mappings.push_back({prefix + "post_attention_layernorm",
+                        true,
+                        {mlp + "gate_proj", mlp + "up_proj"},
+                        SmoothingParent::kMlp});
+    mappings.push_back({mlp + "up_proj", false, {mlp + "down_proj"}, SmoothingParent::kLinear});
+  }
+  return mappings;
+}
+
+void SmoothingPlan::add(const SmoothingMapping& mapping, std::vector<double> scales) {
+  const auto shared = std::make_shared<const std::vector<double>>(std::move(scales));
+  for (const std::string& name : mapping.balance)
+    edits_[name + ".weight"].push_back({TensorEdit::Kind::kMultiplyColumns, shared});
+  edits_[mapping.smooth + ".weight"].push_back(
+      {mapping.smooth_is_norm ? TensorEdit::Kind::kDivideNorm : TensorEdit::Kind::kDivideRows,
+       shared});
+}
+
+bool SmoothingPlan::touches(const std::string& tensor_name) const {
+  if (edits_.contains(tensor_name)) return true;
+  return rounding_ == NormRounding::kUpstream && norm_weight_offset_ != 0 &&
+         is_zero_centred_norm(tensor_name);
+}
+
+void SmoothingPlan::apply(const std::string& tensor_name, const Tensor& weight) const {
+  static const std::vector<TensorEdit> kNone;
+  const auto found = edits_.find(tensor_name);
+  const std::vector<TensorEdit>& edits = found == edits_.end() ? kNone : found->second;
+  const bool centred = norm_weight_offset_ != 0 && is_zero_centred_norm(tensor_name);
+  const double offset = centred ? static_cast<double>(norm_weight_offset_) : 0;
+  const bool upstream = centred && rounding_ == NormRounding::kUpstream;
+  if (upstream) edit_values(weight, 0, [&](int64_t, double w) { return offset + w; });
+  for (const TensorEdit& edit : edits) {
+    const std::vector<double>& s = *edit.scales;
+    const auto count = static_cast<int64_t>(s.size());
+    switch (edit.kind) {
+      case TensorEdit::Kind::kMultiplyColumns:
+        edit_values(weight, 0,
+                    [&](int64_t i, double w) { return w * s[static_cast<size_t>(i % count)]; });
+        break;
+      case TensorEdit::Kind::kDivideRows: {
+        const int64_t columns = weight.shape[1];
+        const int64_t first = (weight.shape[0] - count) * columns;
+        edit_values(weight, first, [&](int64_t i, double w) {
+          return w / s[static_cast<size_t>((i - first) / columns)];
+        });
+        break;
+      }
+      case TensorEdit::Kind::kDivideNorm:
+        edit_values(weight, 0, [&](int64_t i, double w) {
+          const double gain = upstream ? w : offset + w;
+          const double smoothed = gain / s[static_cast<size_t>(i)];
+          return upstream ? smoothed : smoothed - offset;
+        });
+        break;
+    }
+  }
+  if (upstream) edit_values(weight, 0, [&](int64_t, double v) { return v - offset; });
+}
+
+}  // namespace nibble

@@ -1,0 +1,213 @@
+// AWQ and GPTQ: the arithmetic on small numbers, and the whole pass on the demo model.
+#include "quant/calibrated.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+
+#include "model/architectures.h"
+#include "quant/pipeline.h"
+#include "quant/rtn.h"
+#include "support/golden_file.h"
+#include "support/model_harness.h"
+#include "support/random.h"
+#include "support/temp_dir.h"
+
+namespace nibble {
+namespace {
+
+std::vector<float> normal_values(std::mt19937& random, int64_t count) {
+  std::normal_distribution<float> normal;
+  std::vector<float> values(static_cast<size_t>(count));
+  for (float& value : values) value = normal(random);
+  return values;
+}
+
+TEST(Awq, CandidatesInUpstreamsOrder) {
+  const auto on = awq_candidates({20, DuoScaling::kOn});
+  ASSERT_EQ(on.size(), 20u);
+  EXPECT_FALSE(on[0].duo);
+  EXPECT_EQ(on[0].ratio, 0);
+  EXPECT_EQ(on[1].ratio, 0);
+  EXPECT_TRUE(on[1].duo);
+  EXPECT_DOUBLE_EQ(on[2].ratio, 1.0 / 18);
+  EXPECT_EQ(on[19].ratio, 1);
+  EXPECT_EQ(awq_candidates({10, DuoScaling::kOff}).size(), 10u);
+  const auto both = awq_candidates({30, DuoScaling::kBoth});
+  EXPECT_EQ(std::ranges::count_if(both, &AwqCandidate::duo), 15);
+  EXPECT_EQ(both.size(), 30u);
+}
+
+TEST(Awq, ScalesAreNormalisedAndTheIdentityIsOne) {
+  const std::vector<float> x_mean = {0.5f, 2.0f, 0.1f, 1.0f};
+  const std::vector<double> w_mean = {0.3, 0.2, 0.4, 0.3};
+  EXPECT_EQ(awq_scales({0, false}, x_mean, w_mean, false), std::vector<double>(4, 1.0));
+  const std::vector<double> scales = awq_scales({0.5, true}, x_mean, w_mean, false);
+  const auto [low, high] = std::ranges::minmax(scales);
+  EXPECT_NEAR(low * high, 1.0, 1e-12);
+  EXPECT_NEAR(scales[1] / scales[0],
+              std::sqrt(2.0 / 0.5) * (std::sqrt(0.3) + 1e-4) / (std::sqrt(0.2) + 1e-4), 1e-6);
+}
+
+TEST(Awq, ADeadChannelMovesNoOther) {
+  const std::vector<float> x_mean = {0.0f, 2.0f, 0.5f};
+  const std::vector<double> w_mean = {0.3, 0.3, 0.3};
+  const std::vector<double> spared = awq_scales({0.5, true}, x_mean, w_mean, true);
+  EXPECT_EQ(spared[0], 1);
+  EXPECT_NEAR(spared[1] * spared[2], 1.0, 1e-12);
+  EXPECT_GT(awq_scales({0.5, true}, x_mean, w_mean, false)[2], 10);
+}
+
+TEST(Gptq, LowersTheOutputErrorOfCorrelatedInputs) {
+  std::mt19937 random(test::test_seed());
+  constexpr int64_t kRows = 40;
+  constexpr int64_t kColumns = 64;
+  constexpr int64_t kTokens = 256;
+  // Inputs share a few directions.
+  const std::vector<float> mix = normal_values(random, 8 * kColumns);
+  const std::vector<float> parts = normal_values(random, kTokens * 8);
+  std::vector<float> x = normal_values(random, kTokens * kColumns);
+  for (int64_t t = 0; t < kTokens; ++t)
+    for (int64_t c = 0; c < kColumns; ++c)
+      for (int64_t i = 0; i < 8; ++i)
+        x[static_cast<size_t>(t * kColumns + c)] +=
+            3 * parts[static_cast<size_t>(t * 8 + i)] * mix[static_cast<size_t>(i * kColumns + c)];
+  std::vector<float> gram(static_cast<size_t>(kColumns * kColumns));
+  for (int64_t t = 0; t < kTokens; ++t)
+    for (int64_t i = 0; i < kColumns; ++i)
+      for (int64_t k = 0; k < kColumns; ++k)
+        gram[static_cast<size_t>(i * kColumns + k)] +=
+            x[static_cast<size_t>(t * kColumns + i)] * x[static_cast<size_t>(t * kColumns + k)];
+  std::vector<float> w = normal_values(random, kRows * kColumns);
+  const Tensor weight{w.data(), DType::kF32, {kRows, kColumns}};
+  const Tensor hessian{gram.data(), DType::kF32, {kColumns, kColumns}};
+  const QuantFormat format{.num_bits = 4, .group_size = 32, .symmetric = false};
+  const auto observer = make_observer("memoryless_minmax").value();
+  ThreadPool pool(2);
+  const auto output_error = [&](const QuantizedWeight& quantized) {
+    OwnedTensor values(DType::kF32, weight.shape);
+    dequantize_weight(quantized, format, values.view(), pool);
+    const float* v = values.view().as<const float>();
+    double sum = 0;
+    for (int64_t t = 0; t < kTokens; ++t)
+      for (int64_t r = 0; r < kRows; ++r) {
+        double difference = 0;
+        for (int64_t c = 0; c < kColumns; ++c)
+          difference +=
+              static_cast<double>(x[static_cast<size_t>(t * kColumns + c)]) *
+              static_cast<double>(w[static_cast<size_t>(r * kColumns + c)] - v[r * kColumns + c]);
+        sum += difference * difference;
+      }
+    return sum;
+  };
+  const double nearest = output_error(round_to_nearest(weight, format, *observer, pool).value());
+  for (const bool act_order : {false, true}) {
+    const auto rounded = gptq(weight, hessian, format, *observer, {0.01f, act_order}, pool);
+    ASSERT_TRUE(rounded) << rounded.error().message;
+    EXPECT_LT(output_error(*rounded), 0.5 * nearest) << act_order;
+  }
+  // Uncorrelated inputs leave nothing to make good: the same integers as rounding to nearest.
+  std::ranges::fill(gram, 0.0f);
+  for (int64_t i = 0; i < kColumns; ++i) gram[static_cast<size_t>(i * kColumns + i)] = 2;
+  EXPECT_EQ(gptq(weight, hessian, format, *observer, {0.01f, false}, pool)->integers,
+            round_to_nearest(weight, format, *observer, pool)->integers);
+  gram[0] = NAN;
+  EXPECT_FALSE(gptq(weight, hessian, format, *observer, {}, pool));
+}
+
+TEST(Smoothing, AHybridModelHasTheMappingsOfItsLayerKinds) {
+  const ModelDir dir = ModelDir::open(test::bundled_model("nibble-demo-14m")).value();
+  const ModelSpec spec = parse_model_config(dir.config()).value();
+  const auto linear = smoothing_mappings(spec, 0);
+  ASSERT_EQ(linear.size(), 3u);
+  EXPECT_EQ(linear[0].balance.size(), 4u);
+  const auto full = smoothing_mappings(spec, 3);
+  ASSERT_EQ(full.size(), 3u);  // no v_proj -> o_proj
+  EXPECT_EQ(full[0].balance.size(), 3u);
+  EXPECT_EQ(full[2].smooth, "model.layers.3.mlp.up_proj");
+}
+
+// Scales that are powers of two round nothing: up and down undo each other to the bit.
+TEST(Smoothing, UpAndDownUndoEachOther) {
+  std::mt19937 random(test::test_seed());
+  std::vector<double> scales(8);
+  for (double& scale : scales) scale = std::ldexp(1.0, static_cast<int>(random() % 7) - 3);
+  const SmoothingMapping mapping{"up", false, {"down"}, SmoothingParent::kLinear};
+  SmoothingPlan plan(NormRounding::kOnce, 0);
+  plan.add(mapping, scales);
+  EXPECT_TRUE(plan.touches("up.weight"));
+  EXPECT_FALSE(plan.touches("gate.weight"));
+  std::vector<float> up = normal_values(random, 8 * 5);
+  std::vector<float> down = normal_values(random, 3 * 8);
+  const auto product = [&](int64_t i, int64_t c, int64_t k) {
+    return up[static_cast<size_t>(k * 5 + c)] * down[static_cast<size_t>(i * 8 + k)];
+  };
+  const float before = product(2, 4, 7);
+  plan.apply("up.weight", {up.data(), DType::kF32, {8, 5}});
+  plan.apply("down.weight", {down.data(), DType::kF32, {3, 8}});
+  EXPECT_EQ(product(2, 4, 7), before);
+}
+
+TEST(Smoothing, TheUpstreamNormRoundTripRoundsThreeTimes) {
+  BFloat16 once[] = {BFloat16(0.171875f), BFloat16(-0.3f)};
+  BFloat16 upstream[] = {once[0], once[1]};
+  SmoothingPlan ours(NormRounding::kOnce, 1);
+  SmoothingPlan theirs(NormRounding::kUpstream, 1);
+  EXPECT_FALSE(ours.touches("model.norm.weight"));
+  EXPECT_TRUE(theirs.touches("model.norm.weight"));
+  EXPECT_FALSE(theirs.touches("model.layers.0.linear_attn.norm.weight"));
+  ours.apply("model.norm.weight", {once, DType::kBF16, {2}});
+  theirs.apply("model.norm.weight", {upstream, DType::kBF16, {2}});
+  EXPECT_EQ(once[1].bits, BFloat16(-0.3f).bits);
+  EXPECT_EQ(upstream[1].bits, BFloat16(round_bf16(1 + float(BFloat16(-0.3f))) - 1).bits);
+}
+
+TEST(Calibrated, AwqWithGptqEndsCloserToItsParentThanRounding) {
+  test::TempDir dir;
+  const fs::path model = test::bundled_model("nibble-demo-14m");
+  const auto recipe_of = [&](const std::string& name) {
+    const fs::path path = fs::path(NIBBLE_SOURCE_DIR) / "recipes" / name;
+    return parse_recipe(read_file(path).value(), name).value();
+  };
+  std::mt19937 random(test::test_seed());
+  QuantizeOptions options;
+  options.num_threads = 2;
+  options.recipe = recipe_of("w4a16-awq-gptq.yaml");
+  options.recipe.awq->num_candidates = 3;
+  options.recipe.groups[0].observer = "memoryless_minmax";
+  EXPECT_FALSE(quantize_checkpoint(model, dir.path() / "none", options));
+  EXPECT_FALSE(fs::exists(dir.path() / "none"));
+  for (int sample = 0; sample < 4; ++sample) {
+    std::vector<int32_t> ids(96);
+    for (int32_t& id : ids) id = static_cast<int32_t>(random() % 2000);
+    options.calibration.push_back(ids);
+  }
+  const auto calibrated = quantize_checkpoint(model, dir.path() / "gptq", options);
+  ASSERT_TRUE(calibrated) << calibrated.error().message;
+  EXPECT_EQ(calibrated->details["algorithm"], "awq+gptq");
+  EXPECT_GT(calibrated->details["mappings"].size(), 0u);
+  QuantizeOptions plain;
+  plain.recipe = recipe_of("w4a16-rtn.yaml");
+  const auto rounded = quantize_checkpoint(model, dir.path() / "rtn", plain);
+  ASSERT_TRUE(rounded);
+  EXPECT_EQ(calibrated->output_bytes, rounded->output_bytes);
+
+  // The same ids through all three: GPTQ's logits are nearer.
+  const std::vector<int32_t>& ids = options.calibration[0];
+  const auto logits = [&](const fs::path& path) {
+    test::ModelHarness harness(path, Backend::kCpu);
+    return harness.run({{0, ids}});
+  };
+  const std::vector<float> parent = logits(model);
+  const auto distance = [&](const std::vector<float>& other) {
+    double sum = 0;
+    for (size_t i = 0; i < parent.size(); ++i)
+      sum += std::pow(static_cast<double>(parent[i]) - static_cast<double>(other[i]), 2);
+    return sum;
+  };
+  EXPECT_LT(distance(logits(dir.path() / "gptq")), 0.8 * distance(logits(dir.path() / "rtn")));
+}
+
+}  // namespace
+}  // namespace nibble
