@@ -1,0 +1,102 @@
+#!/usr/bin/env python3
+"""What llm-compressor's AWQ decides for given token ids: the golden of tests/quant/awq_golden_test.cc.
+
+    python3 tools/make_awq_goldens.py models/nibble-demo-14m recipes/w4a16-awq.yaml \
+        --calibration ids.json --dtype float32 --scales tests/golden/awq/scales.safetensors
+
+The calibration file is a list of lists of token ids, or of Hermes conversations, which are rendered
+with the model's chat template (the first --num-samples, cut at 2048 tokens). With --save DIR the quantized checkpoint is written too, for
+`nibble fidelity`. Needs tools/requirements-oracles.txt.
+"""
+
+import argparse
+import json
+
+import torch
+import yaml
+from datasets import Dataset
+from llmcompressor import oneshot
+from llmcompressor.modifiers.quantization import QuantizationModifier
+from llmcompressor.modifiers.transform.awq import AWQModifier
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+# Quantization arguments inside an AWQModifier are the older spelling, which releases from 0.11 on
+# refuse; they belong to a QuantizationModifier that follows.
+AWQ_ARGUMENTS = {"mappings", "duo_scaling", "n_grid"}
+
+
+def modifiers(path):
+    with open(path) as file:
+        arguments = yaml.safe_load(file)["default_stage"]["default_modifiers"]["AWQModifier"]
+    awq = {key: value for key, value in arguments.items() if key in AWQ_ARGUMENTS}
+    rest = {key: value for key, value in arguments.items() if key not in AWQ_ARGUMENTS}
+    return [AWQModifier(**awq), QuantizationModifier(**rest)]
+
+
+def render(record, tokenizer):
+    roles = {"human": "user", "gpt": "assistant"}
+    messages = [{"role": roles.get(turn["from"], turn["from"]), "content": turn["value"]}
+                for turn in record["conversations"]]
+    tools = record.get("tools")
+    text = tokenizer.apply_chat_template(
+        messages, tools=json.loads(tools) if isinstance(tools, str) else tools, tokenize=False)
+    return tokenizer(text, add_special_tokens=False)["input_ids"][:2048]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("recipe")
+    parser.add_argument("--calibration", required=True)
+    parser.add_argument("--num-samples", type=int, default=64)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--scales")
+    parser.add_argument("--save")
+    arguments = parser.parse_args()
+
+    found = {}
+    search = AWQModifier._compute_best_scale
+
+    def recording_search(self, mapping, *rest):
+        scales = search(self, mapping, *rest)
+        found[mapping.smooth_name] = (scales.clone(), self._error_metrics[-1])
+        return scales
+
+    AWQModifier._compute_best_scale = recording_search
+
+    if not torch.cuda.is_available():  # it pins whether or not there is a GPU
+        torch.Tensor.pin_memory = lambda self, device=None: self
+
+    model = AutoModelForCausalLM.from_pretrained(
+        arguments.model, dtype=getattr(torch, arguments.dtype))
+    with open(arguments.calibration) as file:
+        samples = json.load(file)[:arguments.num_samples]
+    if isinstance(samples[0], dict):
+        tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+        samples = [render(record, tokenizer) for record in samples]
+    data = Dataset.from_dict({"input_ids": samples,
+                              "attention_mask": [[1] * len(ids) for ids in samples]})
+    oneshot(model=model, dataset=data, recipe=modifiers(arguments.recipe),
+            num_calibration_samples=len(samples), max_seq_length=max(map(len, samples)),
+            shuffle_calibration_samples=False)
+
+    for name, (scales, metrics) in found.items():
+        print(f"{name}: initial {metrics['initial_error']:.4e} best {metrics['best_error']:.4e}")
+    if arguments.scales:
+        tensors = {name: scales.to(torch.float32).contiguous()
+                   for name, (scales, _) in found.items()}
+        longest = max(map(len, samples))
+        tensors["input_ids"] = torch.tensor(
+            [ids + [-1] * (longest - len(ids)) for ids in samples], dtype=torch.int32)
+        tensors["losses"] = torch.tensor(
+            [[metrics["initial_error"], metrics["best_error"]] for _, metrics in found.values()])
+        save_file(tensors, arguments.scales)
+    if arguments.save:
+        model.save_pretrained(arguments.save, save_compressed=True)
+        AutoTokenizer.from_pretrained(arguments.model).save_pretrained(arguments.save)
+
+
+if __name__ == "__main__":
+    main()
