@@ -1,6 +1,7 @@
 // nibble quantize MODEL OUT: from a checkpoint and a recipe to a 4-bit checkpoint.
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdio>
 
 #include "base/format.h"
@@ -20,6 +21,8 @@ struct QuantizeFlags {
   CalibrationOptions samples;
   std::string mode = "best";
   std::string norm_roundtrip = "once";
+  bool resume = false;
+  size_t max_memory = size_t{8} << 30;
   int num_threads = 0;
   size_t max_shard_bytes = 20'000'000'000;
   bool json = false;
@@ -43,6 +46,10 @@ struct QuantizeFlags {
     v.option("norm-roundtrip", &norm_roundtrip,
              "how zero-centred norms are stored: rounded once, or as upstream",
              {"once", "upstream"});
+    v.option("resume", &resume, "go on with an interrupted run of the same command");
+    v.option(
+        "activation-memory", &max_memory,
+        "bytes of calibration activations held in memory; beyond, they live in a file beside OUT");
     v.option("num-threads", &num_threads, "threads, 0 for all");
     v.option("max-shard-bytes", &max_shard_bytes, "largest output file");
     v.option("json", &json, "print the report as JSON on stdout");
@@ -57,6 +64,23 @@ Result<CalibrationSet> load_samples(const QuantizeFlags& flags) {
   NB_TRY(const ChatTemplate chat_template,
          ChatTemplate::parse(template_text, "chat_template.jinja"));
   return load_calibration_set(flags.calibration, tokenizer, &chat_template, flags.samples);
+}
+
+// One line per layer: losses of its mappings before and after the search, and the time to go.
+void print_layer(const LayerSummary& layer, int num_done, std::chrono::duration<double> elapsed) {
+  std::string line = format("layer {}/{}", layer.layer + 1, layer.num_layers);
+  for (const Json& mapping : *layer.mappings) {
+    const auto smooth = mapping["smooth"].get<std::string>();
+    line += format("  {} {:.3g} -> {:.3g}", smooth.substr(smooth.rfind('.') + 1),
+                   mapping["initial_loss"].get<double>(), mapping["loss"].get<double>());
+  }
+  if (!layer.mappings->empty()) line += format("  smoothing moved {:.2g}", layer.smoothing_check);
+  if (layer.resumed) {
+    line += "  (resumed)";
+  } else if (const int left = layer.num_layers - layer.layer - 1; left > 0) {
+    line += format("  {:.0f} s to go", elapsed.count() / num_done * left);
+  }
+  std::fprintf(stderr, "%s\n", line.c_str());
 }
 
 }  // namespace
@@ -74,6 +98,8 @@ int quantize(Arguments arguments) {
   options.recipe = std::move(*recipe);
   options.num_threads = flags.num_threads;
   options.max_shard_bytes = flags.max_shard_bytes;
+  options.resume = flags.resume;
+  options.calibrated.spill.memory_limit = flags.max_memory;
   options.calibrated.mode =
       flags.mode == "best" ? CalibrationMode::kBest : CalibrationMode::kReference;
   options.calibrated.norm_rounding =
@@ -86,9 +112,11 @@ int quantize(Arguments arguments) {
   }
   const bool live = ::isatty(STDERR_FILENO) != 0;
   size_t last_tenth = 0;
-  options.calibrated.progress = [&](int layer, int num_layers) {
-    std::fprintf(stderr, live ? "\r\033[Kcalibrate layer %d/%d" : "calibrate layer %d/%d\n", layer,
-                 num_layers);
+  const auto start = std::chrono::steady_clock::now();
+  int num_done = 0;
+  options.calibrated.progress = [&](const LayerSummary& layer) {
+    if (!layer.resumed) ++num_done;
+    print_layer(layer, num_done, std::chrono::steady_clock::now() - start);
   };
   options.progress = [&](size_t done, size_t total, const std::string& module) {
     const size_t tenth = done * 10 / total;

@@ -15,9 +15,16 @@ namespace nibble {
 
 enum class DuoScaling { kOff, kOn, kBoth };
 
+// A mapping as a recipe spells it: names or "re:" patterns.
+struct MappingRule {
+  std::string smooth;
+  std::vector<std::string> balance;
+};
+
 struct AwqSettings {
   int num_candidates = 20;  // n_grid
   DuoScaling duo_scaling = DuoScaling::kOn;
+  std::vector<MappingRule> mappings;  // empty: those of the architecture
 };
 
 struct AwqCandidate {

@@ -3,24 +3,30 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "base/format.h"
+#include "base/log.h"
+#include "quant/refine.h"
 #include "quant/rtn.h"
 
 namespace nibble {
 namespace {
 
+constexpr double kSmoothingLimit = 0x1p-7;
+
 class Calibration {
  public:
   Calibration(const ModelDir& dir, const ModelSpec& spec, const Recipe& recipe,
               const std::map<std::string, int>& groups, const CalibratedOptions& options,
-              ThreadPool& pool)
+              CalibrationJournal& journal, ThreadPool& pool)
       : dir_(dir),
         spec_(spec),
         recipe_(recipe),
         groups_(groups),
         options_(options),
+        journal_(journal),
         pool_(pool),
         propagate_(options.mode == CalibrationMode::kBest) {
     result_.plan = SmoothingPlan(options.norm_rounding, spec.norm_weight_offset);
@@ -33,12 +39,25 @@ class Calibration {
                           "{}: AWQ and GPTQ work on dense models in this version; round to nearest "
                           "with recipes/w4a16-rtn.yaml",
                           spec_.architecture);
+    if (recipe_.awq) {
+      NB_TRY(mappings_, resolve_mappings(spec_, recipe_.awq->mappings));
+    } else {
+      mappings_.resize(spec_.layers.size());
+    }
     NB_TRY(device_, open_device(Backend::kCpu, pool_.num_threads()));
-    NB_TRY(LayerPass pass, LayerPass::start(dir_, spec_, *device_, samples));
+    NB_TRY(LayerPass pass, LayerPass::start(dir_, spec_, *device_, samples, options_.spill));
     const int num_layers = static_cast<int>(spec_.layers.size());
+    const int num_resumed = journal_.num_finished();
+    if (num_resumed > 0) NB_TRY_STATUS(journal_.restore_stream(pass.stream().view()));
     for (int layer = 0; layer < num_layers; ++layer) {
-      NB_TRY_STATUS(quantize_layer(layer, pass));
-      if (options_.progress) options_.progress(layer + 1, num_layers);
+      if (layer >= num_resumed) {
+        decisions_ = {{"smoothing", Json::object()}, {"mappings", Json::array()}};
+        decisions_["smoothing_check"] = 0.0;
+        NB_TRY_STATUS(quantize_layer(layer, pass));
+        NB_TRY_STATUS(journal_.record(decisions_, rounded_, pass.stream().view()));
+        rounded_.clear();
+      }
+      take(layer, layer < num_resumed);
     }
     return std::move(result_);
   }
@@ -47,6 +66,33 @@ class Calibration {
   const QuantizationGroup* group_of(const std::string& module) const {
     const auto found = groups_.find(module);
     return found == groups_.end() ? nullptr : &recipe_.groups[static_cast<size_t>(found->second)];
+  }
+
+  // From the journal into the result: the same way for a layer just done and one done long ago.
+  void take(int layer, bool resumed) {
+    const Json& decisions = journal_.decisions(layer);
+    if (resumed)
+      for (const SmoothingMapping& mapping : mappings_[static_cast<size_t>(layer)])
+        if (decisions["smoothing"].contains(mapping.smooth))
+          result_.plan.add(mapping,
+                           decisions["smoothing"][mapping.smooth].get<std::vector<double>>());
+    for (const Json& mapping : decisions["mappings"]) result_.mappings.push_back(mapping);
+    result_.layers.push_back({{"smoothing_check", decisions["smoothing_check"]}});
+    if (options_.progress)
+      options_.progress({layer, static_cast<int>(spec_.layers.size()), resumed,
+                         decisions["smoothing_check"].get<double>(), &decisions["mappings"]});
+  }
+
+  bool is_quantized(const SmoothingMapping& mapping) const {
+    return std::ranges::any_of(
+        mapping.balance, [&](const std::string& module) { return group_of(module) != nullptr; });
+  }
+
+  // Whether this layer's weights are rounded here, and not while they stream to disk.
+  bool rounds_here(const std::string& module) const {
+    const QuantizationGroup* group = group_of(module);
+    if (group == nullptr) return false;
+    return recipe_.gptq || make_observer(group->observer).value()->needs_importance();
   }
 
   Status quantize_layer(int layer, LayerPass& pass) {
@@ -60,34 +106,99 @@ class Calibration {
       return {};
     }
 
-    const std::vector<SmoothingMapping> mappings = smoothing_mappings(spec_, layer);
+    std::vector<SmoothingMapping> mappings;
+    for (const SmoothingMapping& mapping : mappings_[static_cast<size_t>(layer)])
+      if (is_quantized(mapping)) mappings.push_back(mapping);
     const auto want_gram = [&](const LinearWeight* weight) {
       if (recipe_.gptq)
         return std::ranges::any_of(
             quantized, [&](const std::string& name) { return working.linear(name) == weight; });
-      return recipe_.awq && std::ranges::any_of(mappings, [&](const SmoothingMapping& mapping) {
-               return mapping.parent == SmoothingParent::kLinear &&
-                      working.linear(mapping.balance[0]) == weight;
-             });
+      return std::ranges::any_of(mappings, [&](const SmoothingMapping& mapping) {
+        return mapping.parent == SmoothingParent::kLinear &&
+               working.linear(mapping.balance[0]) == weight;
+      });
     };
     OwnedTensor before;
-    if (propagate_) before = OwnedTensor::copy_of(pass.stream().view());
+    if (propagate_) {
+      NB_TRY(before, pass.new_activations());
+      std::memcpy(before.view().data, pass.stream().view().data, before.view().num_bytes());
+    }
+    const int64_t num_first = pass.num_first_tokens();
+    OwnedTensor first_in = OwnedTensor::copy_of(pass.stream().view().rows(0, num_first));
     LayerPass::Recording recording;
+    for (const SmoothingMapping& mapping : mappings) {
+      if (mapping.parent == SmoothingParent::kMixer) {
+        NB_TRY(recording.mixer_input, pass.new_activations());
+        NB_TRY(recording.mixer_output, pass.new_activations());
+      }
+      if (mapping.parent == SmoothingParent::kMlp) {
+        NB_TRY(recording.mlp_input, pass.new_activations());
+        NB_TRY(recording.mlp_output, pass.new_activations());
+      }
+    }
     pass.run(layer, working.weights(), &recording, want_gram);
 
     std::map<std::string, std::vector<double>> input_scales;  // by balance module
-    if (recipe_.awq) {
-      for (const SmoothingMapping& mapping : mappings) {
-        if (std::ranges::none_of(mapping.balance, [&](const std::string& module) {
-              return group_of(module) != nullptr;
-            }))
-          continue;
-        NB_TRY(std::vector<double> scales, search(layer, mapping, working, recording, pass));
-        for (const std::string& module : mapping.balance) input_scales[module] = scales;
-        result_.plan.add(mapping, std::move(scales));
+    for (const SmoothingMapping& mapping : mappings) {
+      NB_TRY(std::vector<double> scales, search(layer, mapping, working, recording, pass));
+      for (const std::string& module : mapping.balance) {
+        std::vector<double>& product = input_scales[module];
+        product.resize(scales.size(), 1.0);
+        for (size_t i = 0; i < scales.size(); ++i) product[i] *= scales[i];
       }
+      decisions_["smoothing"][mapping.smooth] = scales;
+      result_.plan.add(mapping, std::move(scales));
     }
+    if (!mappings.empty())
+      check_smoothing(layer, working, first_in, pass.stream().view().rows(0, num_first), pass);
     return round_layer(layer, working, input_scales, recording, before, pass);
+  }
+
+  // Points every weight and norm of the layer at a smoothed copy in floating point.
+  struct SmoothedLayer {
+    WorkingLayer layer;
+    std::map<std::string, OwnedTensor> values;
+  };
+  SmoothedLayer smoothed_layer(int layer, const WorkingLayer& working) const {
+    SmoothedLayer result{working, {}};
+    for (const LinearModule& module : linear_modules(spec_))
+      if (LinearWeight* linear = result.layer.linear(module.name)) {
+        OwnedTensor& weight = result.values[module.name] = smoothed(module.name, linear->dense);
+        linear->dense = weight.view();
+      }
+    for (const char* name : {"input_layernorm", "post_attention_layernorm"}) {
+      const std::string module = format("{}layers.{}.{}", spec_.weight_prefix, layer, name);
+      Tensor* norm = result.layer.norm(module);
+      OwnedTensor& values = result.values[module] = smoothed(module, *norm);
+      *norm = values.view();
+    }
+    return result;
+  }
+
+  // Smoothing must not change what the layer computes: what it adds to the stream for the first
+  // sample, before and after.
+  void check_smoothing(int layer, const WorkingLayer& working, OwnedTensor& first_in,
+                       const Tensor& first_out, LayerPass& pass) {
+    const SmoothedLayer smoothed = smoothed_layer(layer, working);
+    OwnedTensor found = OwnedTensor::copy_of(first_in.view());
+    pass.run_first(layer, smoothed.layer.weights(), found.view());
+    const float* in = first_in.view().as<const float>();
+    const float* before = first_out.as<const float>();
+    const float* after = found.view().as<const float>();
+    double error = 0;
+    double total = 0;
+    for (int64_t i = 0; i < first_out.num_elements(); ++i) {
+      error += std::pow(static_cast<double>(after[i]) - static_cast<double>(before[i]), 2);
+      total += std::pow(static_cast<double>(before[i]) - static_cast<double>(in[i]), 2);
+    }
+    const double relative = total > 0 ? std::sqrt(error / total) : 0;
+    decisions_["smoothing_check"] = relative;
+    if (!(relative <= kSmoothingLimit))
+      log_warning(
+          "layer {}: smoothing alone moves its output by {:.4f} (limit {:.4f}): norm gains too "
+          "small "
+          "for the weights' dtype; --mode best avoids such scales",
+          layer, relative, kSmoothingLimit);
   }
 
   // The weight of a module with the edits decided so far.
@@ -125,13 +236,14 @@ class Calibration {
   // of the weight.
   Result<OwnedTensor> trial_weight(const Tensor& weight, const std::vector<double>& scales,
                                    const std::vector<double>& input_factors,
-                                   const QuantizationGroup& group) const {
+                                   const QuantizationGroup& group,
+                                   const std::vector<float>& importance) const {
     OwnedTensor trial = OwnedTensor::copy_of(weight);
     scale_columns(trial.view(), scales, pool_);
     NB_TRY(const auto observer,
            make_observer(propagate_ ? group.observer : std::string("memoryless_minmax")));
     NB_TRY(const QuantizedWeight rounded,
-           round_to_nearest(trial.view(), group.format, *observer, pool_));
+           round_to_nearest(trial.view(), group.format, *observer, importance, pool_));
     dequantize_weight(rounded, group.format, trial.view(), pool_);
     scale_columns(trial.view(), input_factors, pool_);
     return trial;
@@ -158,9 +270,6 @@ class Calibration {
     double best = std::numeric_limits<double>::infinity();
     AwqCandidate chosen;
     std::vector<double> chosen_scales;
-    OwnedTensor output;
-    if (mapping.parent != SmoothingParent::kLinear)
-      output = OwnedTensor(DType::kF32, {pass.num_tokens(), spec_.hidden_size});
     const std::vector<AwqCandidate> candidates = awq_candidates(*recipe_.awq);
     for (size_t i = 0; i < candidates.size(); ++i) {
       const std::vector<double> scales = awq_scales(candidates[i], x_mean, w_mean, propagate_);
@@ -169,19 +278,16 @@ class Calibration {
       std::map<std::string, OwnedTensor> weights;
       for (auto& [module, weight] : current) {
         NB_TRY(weights[module],
-               named(module, trial_weight(weight.view(), scales, factors, *group_of(module))));
+               named(module, trial_weight(weight.view(), scales, factors, *group_of(module),
+                                          importance_of(moments, factors))));
         trial.linear(module)->dense = weights[module].view();
       }
       double loss = 0;
       switch (mapping.parent) {
         case SmoothingParent::kMixer:
-          pass.replay_mixer(layer, trial.weights(), recording.mixer_input.view(), output.view());
-          loss = mean_squared_difference(recording.mixer_output.view(), output.view());
+          loss = pass.replay_mixer(layer, trial.weights(), recording, best);
           break;
-        case SmoothingParent::kMlp:
-          pass.replay_mlp(trial.weights(), recording.mlp_input.view(), output.view());
-          loss = mean_squared_difference(recording.mlp_output.view(), output.view());
-          break;
+        case SmoothingParent::kMlp: loss = pass.replay_mlp(trial.weights(), recording, best); break;
         case SmoothingParent::kLinear: {
           const std::string& module = mapping.balance[0];
           loss = output_error(current[module].view(), weights[module].view(), moments, pass.ops());
@@ -200,11 +306,11 @@ class Calibration {
                         "{}: no smoothing candidate has a finite loss; are the weights or the "
                         "calibration inputs damaged?",
                         mapping.smooth);
-    result_.mappings.push_back({{"smooth", mapping.smooth},
-                                {"ratio", chosen.ratio},
-                                {"duo_scaling", chosen.duo},
-                                {"initial_loss", initial},
-                                {"loss", best}});
+    decisions_["mappings"].push_back({{"smooth", mapping.smooth},
+                                      {"ratio", chosen.ratio},
+                                      {"duo_scaling", chosen.duo},
+                                      {"initial_loss", initial},
+                                      {"loss", best}});
     return chosen_scales;
   }
 
@@ -215,15 +321,14 @@ class Calibration {
     return result;
   }
 
-  static double mean_squared_difference(const Tensor& a, const Tensor& b) {
-    double sum = 0;
-    const float* x = a.as<const float>();
-    const float* y = b.as<const float>();
-    for (int64_t i = 0; i < a.num_elements(); ++i) {
-      const double difference = static_cast<double>(x[i]) - static_cast<double>(y[i]);
-      sum += difference * difference;
-    }
-    return sum / static_cast<double>(a.num_elements());
+  // Mean squared input of each column after it was multiplied by `factors`.
+  static std::vector<float> importance_of(const InputMoments& moments,
+                                          const std::vector<double>& factors) {
+    std::vector<float> importance;
+    for (size_t i = 0; i < factors.size(); ++i)
+      importance.push_back(static_cast<float>(moments.sum_squares[i] * factors[i] * factors[i] /
+                                              static_cast<double>(moments.num_tokens)));
+    return importance;
   }
 
   // Mean over tokens and outputs of (x (W - V)')^2, from the gram matrix of the inputs alone.
@@ -250,60 +355,54 @@ class Calibration {
     return sum / static_cast<double>(moments.num_tokens * rows);
   }
 
-  // The second moments of x / s.
-  static OwnedTensor hessian(const InputMoments& moments, const std::vector<double>* scales) {
-    const auto n = static_cast<int64_t>(moments.sum_abs.size());
+  // The sum of x'x after column i was multiplied by factors[i].
+  static OwnedTensor hessian(const InputMoments& moments, const std::vector<double>& factors) {
+    const auto n = static_cast<int64_t>(factors.size());
     OwnedTensor result(DType::kF32, {n, n});
     float* h = result.view().as<float>();
     for (int64_t i = 0; i < n; ++i)
-      for (int64_t k = 0; k < n; ++k) {
-        const auto at = static_cast<size_t>(i * n + k);
-        const double divisor = scales == nullptr ? 1.0
-                                                 : (*scales)[static_cast<size_t>(i)] *
-                                                       (*scales)[static_cast<size_t>(k)];
-        h[at] = static_cast<float>(static_cast<double>(moments.gram[at]) / divisor);
-      }
+      for (int64_t k = 0; k < n; ++k)
+        h[i * n + k] =
+            static_cast<float>(static_cast<double>(moments.gram[static_cast<size_t>(i * n + k)]) *
+                               factors[static_cast<size_t>(i)] * factors[static_cast<size_t>(k)]);
     return result;
   }
 
   Status round_layer(int layer, WorkingLayer& working,
                      const std::map<std::string, std::vector<double>>& input_scales,
                      LayerPass::Recording& recording, OwnedTensor& before, LayerPass& pass) {
-    if (!propagate_ && !recipe_.gptq) return {};
-    WorkingLayer rounded_layer = working;
-    std::map<std::string, OwnedTensor> weights;
-    for (const LinearModule& module : linear_modules(spec_)) {
-      LinearWeight* linear = rounded_layer.linear(module.name);
-      if (linear == nullptr) continue;
-      OwnedTensor& weight = weights[module.name] = smoothed(module.name, linear->dense);
-      linear->dense = weight.view();
-      const QuantizationGroup* group = group_of(module.name);
+    const bool any_rounded_here =
+        std::ranges::any_of(groups_, [&](const auto& entry) { return rounds_here(entry.first); });
+    if (!propagate_ && !any_rounded_here) return {};
+    SmoothedLayer layer_values = smoothed_layer(layer, working);
+    for (auto& [module, weight] : layer_values.values) {
+      const QuantizationGroup* group = group_of(module);
       if (group == nullptr) continue;
       NB_TRY(const auto observer, make_observer(group->observer));
+      const InputMoments& moments = recording.inputs[working.linear(module)];
+      const auto scales = input_scales.find(module);
+      std::vector<double> factors(moments.sum_abs.size(), 1.0);
+      if (scales != input_scales.end())
+        for (size_t i = 0; i < factors.size(); ++i) factors[i] = 1 / scales->second[i];
+      const std::vector<float> importance = importance_of(moments, factors);
       QuantizedWeight rounded;
       if (recipe_.gptq) {
-        const auto scales = input_scales.find(module.name);
-        OwnedTensor moments = hessian(recording.inputs[working.linear(module.name)],
-                                      scales == input_scales.end() ? nullptr : &scales->second);
-        NB_TRY(rounded, named(module.name, gptq(weight.view(), moments.view(), group->format,
-                                                *observer, *recipe_.gptq, pool_)));
-        result_.rounded[module.name] = pack_weight(weight.view(), rounded, group->format, pool_);
+        OwnedTensor second_moments = hessian(moments, factors);
+        NB_TRY(rounded, named(module, gptq(weight.view(), second_moments.view(), group->format,
+                                           *observer, importance, *recipe_.gptq, pool_)));
+        if (propagate_)
+          refine(weight.view(), second_moments.view(), group->format, {}, rounded, pool_);
       } else {
-        NB_TRY(rounded, named(module.name,
-                              round_to_nearest(weight.view(), group->format, *observer, pool_)));
+        NB_TRY(rounded, named(module, round_to_nearest(weight.view(), group->format, *observer,
+                                                       importance, pool_)));
       }
+      if (rounds_here(module))
+        rounded_[module] = pack_weight(weight.view(), rounded, group->format, pool_);
       dequantize_weight(rounded, group->format, weight.view(), pool_);
     }
     if (!propagate_) return {};
-    std::map<std::string, OwnedTensor> norms;
-    for (const char* name : {"input_layernorm", "post_attention_layernorm"}) {
-      const std::string module = format("{}layers.{}.{}", spec_.weight_prefix, layer, name);
-      Tensor* norm = rounded_layer.norm(module);
-      OwnedTensor& values = norms[module] = smoothed(module, *norm);
-      *norm = values.view();
-    }
     pass.stream() = std::move(before);
-    pass.run(layer, rounded_layer.weights(), nullptr);
+    pass.run(layer, layer_values.layer.weights(), nullptr);
     return {};
   }
 
@@ -312,9 +411,13 @@ class Calibration {
   const Recipe& recipe_;
   const std::map<std::string, int>& groups_;
   const CalibratedOptions& options_;
+  CalibrationJournal& journal_;
   ThreadPool& pool_;
   bool propagate_;
   std::unique_ptr<Device> device_;
+  std::vector<std::vector<SmoothingMapping>> mappings_;  // by layer
+  Json decisions_;                                       // of the layer at work
+  std::map<std::string, PackedWeight> rounded_;          // of the layer at work
   CalibratedWeights result_;
 };
 
@@ -323,8 +426,9 @@ class Calibration {
 Result<CalibratedWeights> calibrate(const ModelDir& dir, const ModelSpec& spec,
                                     const Recipe& recipe, const std::map<std::string, int>& groups,
                                     const std::vector<std::vector<int32_t>>& samples,
-                                    const CalibratedOptions& options, ThreadPool& pool) {
-  return Calibration(dir, spec, recipe, groups, options, pool).run(samples);
+                                    const CalibratedOptions& options, CalibrationJournal& journal,
+                                    ThreadPool& pool) {
+  return Calibration(dir, spec, recipe, groups, options, journal, pool).run(samples);
 }
 
 }  // namespace nibble

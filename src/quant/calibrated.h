@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "base/json.h"
+#include "quant/journal.h"
 #include "quant/layer_pass.h"
-#include "quant/packed_weight.h"
 #include "quant/recipe.h"
 #include "quant/smoothing.h"
 
@@ -17,25 +17,40 @@ namespace nibble {
 
 // kReference does what llm-compressor does: the search rounds with min-max whatever the recipe's
 // observer is, and every layer sees the activations of full-precision layers. kBest searches with
-// the recipe's observer and lets each layer see what the quantized layers before it produce.
+// the recipe's observer, lets each layer see what the quantized layers before it produce, spares
+// dead channels, and refines what GPTQ leaves.
 enum class CalibrationMode { kReference, kBest };
+
+// What happened to one layer, for people.
+struct LayerSummary {
+  int layer = 0;
+  int num_layers = 0;
+  bool resumed = false;            // taken from the journal
+  double smoothing_check = 0;      // see CalibratedWeights::layers
+  const Json* mappings = nullptr;  // this layer's rows of CalibratedWeights::mappings
+};
 
 struct CalibratedOptions {
   CalibrationMode mode = CalibrationMode::kBest;
   NormRounding norm_rounding = NormRounding::kOnce;
-  std::function<void(int layer, int num_layers)> progress;  // may be empty
+  Spill spill;
+  std::function<void(const LayerSummary&)> progress;  // may be empty
 };
 
 struct CalibratedWeights {
   SmoothingPlan plan;
-  std::map<std::string, PackedWeight> rounded;  // by module; what GPTQ decided
-  Json mappings = Json::array();                // for the report: losses and choices
+  Json mappings = Json::array();  // for the report: losses and choices
+  // Per layer: smoothing_check, how far the smoothed layer in floating point is from the
+  // original, relative to what the layer adds to the stream (2^-7 is the limit for a warning).
+  Json layers = Json::array();
 };
 
-// `groups` gives the recipe's group of every module that is quantized. Dense models only.
+// `groups` gives the recipe's group of every module that is quantized. Dense models only. Layers
+// that `journal` holds are taken from it; every other is recorded there, with the rounded weights.
 Result<CalibratedWeights> calibrate(const ModelDir& dir, const ModelSpec& spec,
                                     const Recipe& recipe, const std::map<std::string, int>& groups,
                                     const std::vector<std::vector<int32_t>>& samples,
-                                    const CalibratedOptions& options, ThreadPool& pool);
+                                    const CalibratedOptions& options, CalibrationJournal& journal,
+                                    ThreadPool& pool);
 
 }  // namespace nibble

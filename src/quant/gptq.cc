@@ -96,8 +96,8 @@ Result<std::vector<float>> inverse_factor(const Tensor& hessian, const std::vect
 }  // namespace
 
 Result<QuantizedWeight> gptq(const Tensor& weight, const Tensor& hessian, const QuantFormat& format,
-                             const Observer& observer, const GptqSettings& settings,
-                             ThreadPool& pool) {
+                             const Observer& observer, std::span<const float> importance,
+                             const GptqSettings& settings, ThreadPool& pool) {
   if (!all_finite(weight, pool))
     return Error{ErrorCode::kInvalidArgument, "the weight holds NaN or infinity"};
   const int64_t columns = weight.shape[1];
@@ -116,7 +116,8 @@ Result<QuantizedWeight> gptq(const Tensor& weight, const Tensor& hessian, const 
   GroupParameters& parameters = result.parameters;
   const auto num_parameters = static_cast<size_t>(weight.shape[0] * num_groups);
   if (settings.act_order) {
-    parameters = parameters_from_ranges(observer.observe(weight, format), weight.dtype, format);
+    parameters = parameters_from_ranges(observer.observe(weight, format, importance, pool),
+                                        weight.dtype, format);
   } else {
     parameters.scale.resize(num_parameters);
     parameters.zero_point.resize(num_parameters);
@@ -150,8 +151,12 @@ Result<QuantizedWeight> gptq(const Tensor& weight, const Tensor& hessian, const 
             const Tensor view{one_group.data(), DType::kF32, {rows, group_size}};
             QuantFormat whole = format;
             whole.group_size = -1;
-            const GroupParameters found =
-                parameters_from_ranges(observer.observe(view, whole), weight.dtype, format);
+            const auto part =
+                importance.empty()
+                    ? importance
+                    : importance.subspan(static_cast<size_t>(c), static_cast<size_t>(group_size));
+            const GroupParameters found = parameters_from_ranges(
+                observer.observe(view, whole, part, pool), weight.dtype, format);
             for (int64_t r = 0; r < rows; ++r) {
               const auto at = static_cast<size_t>((first + r) * num_groups + group);
               parameters.scale[at] = found.scale[static_cast<size_t>(r)];

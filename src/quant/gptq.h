@@ -15,10 +15,11 @@ struct GptqSettings {
 };
 
 // weight [rows, columns] F32, BF16 or F16. hessian [columns, columns] F32: sum of x'x over the
-// inputs of this weight; a column that never saw a value is set to zero. kInvalidArgument when the
-// weight or the hessian is not finite, or no dampening makes it positive definite.
+// inputs of this weight; importance as in observer.h; a column that never saw a value is set to
+// zero. kInvalidArgument when the weight or the hessian is not finite, or no dampening makes it
+// positive definite.
 Result<QuantizedWeight> gptq(const Tensor& weight, const Tensor& hessian, const QuantFormat& format,
-                             const Observer& observer, const GptqSettings& settings,
-                             ThreadPool& pool);
+                             const Observer& observer, std::span<const float> importance,
+                             const GptqSettings& settings, ThreadPool& pool);
 
 }  // namespace nibble

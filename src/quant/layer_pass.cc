@@ -1,9 +1,14 @@
 // Samples run one by one through caches for a single sequence; every layer uses the same caches.
 #include "quant/layer_pass.h"
 
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <numeric>
 
 #include "base/format.h"
@@ -14,6 +19,8 @@ namespace nibble {
 namespace {
 
 constexpr int kBlockSize = 16;
+// Stream, its copy, and a block's recorded inputs and outputs.
+constexpr size_t kActivationsAlive = 6;
 
 // Sums up what each Linear reads.
 class RecordingOps final : public ForwardingOps {
@@ -28,12 +35,15 @@ class RecordingOps final : public ForwardingOps {
     const int64_t tokens = x.num_elements() / columns;
     InputMoments& moments = inputs_[&weight];
     moments.sum_abs.resize(static_cast<size_t>(columns));
+    moments.sum_squares.resize(static_cast<size_t>(columns));
     moments.num_tokens += tokens;
     const float* values = x.as<const float>();
     for (int64_t t = 0; t < tokens; ++t)
-      for (int64_t c = 0; c < columns; ++c)
-        moments.sum_abs[static_cast<size_t>(c)] +=
-            static_cast<double>(std::fabs(values[t * columns + c]));
+      for (int64_t c = 0; c < columns; ++c) {
+        const auto value = static_cast<double>(values[t * columns + c]);
+        moments.sum_abs[static_cast<size_t>(c)] += std::fabs(value);
+        moments.sum_squares[static_cast<size_t>(c)] += value * value;
+      }
     if (want_gram_ && want_gram_(&weight)) add_gram(values, tokens, columns, moments.gram);
   }
 
@@ -66,6 +76,25 @@ OwnedTensor OwnedTensor::copy_of(const Tensor& from) {
   OwnedTensor copy(from.dtype, from.shape);
   std::memcpy(copy.bytes_.data(), from.data, from.num_bytes());
   return copy;
+}
+
+Result<OwnedTensor> OwnedTensor::on_disk(const fs::path& folder, DType dtype, Shape shape) {
+  OwnedTensor tensor;
+  tensor.dtype_ = dtype;
+  tensor.shape_ = shape;
+  const size_t size = static_cast<size_t>(shape.num_elements()) * dtype_size(dtype);
+  const int fd = ::open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+  void* data = MAP_FAILED;
+  // Blocks are claimed now: a full disk is an error here, not a signal later.
+  const int error = fd < 0 ? errno : ::posix_fallocate(fd, 0, static_cast<off_t>(size));
+  if (fd >= 0 && error == 0)
+    data = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  if (fd >= 0) ::close(fd);
+  if (data == MAP_FAILED)
+    return make_error(ErrorCode::kIo, "{}: no room for {} of activations: {}", folder.string(),
+                      format_bytes(static_cast<double>(size)), std::strerror(error));
+  tensor.mapped_ = {static_cast<std::byte*>(data), [size](std::byte* p) { ::munmap(p, size); }};
+  return tensor;
 }
 
 Result<WorkingLayer> WorkingLayer::load(const ModelDir& dir, const ModelSpec& spec, int layer,
@@ -107,8 +136,10 @@ Tensor* WorkingLayer::norm(const std::string& module) {
 }
 
 Result<LayerPass> LayerPass::start(const ModelDir& dir, const ModelSpec& spec, Device& device,
-                                   const std::vector<std::vector<int32_t>>& samples) {
+                                   const std::vector<std::vector<int32_t>>& samples,
+                                   const Spill& spill) {
   LayerPass pass;
+  pass.spill_ = spill;
   pass.spec_ = &spec;
   pass.device_ = &device;
   pass.sample_start_.push_back(0);
@@ -161,7 +192,7 @@ Result<LayerPass> LayerPass::start(const ModelDir& dir, const ModelSpec& spec, D
 
   NB_TRY(const Tensor table, dir.tensor(spec.weight_prefix + "embed_tokens.weight",
                                         {spec.vocab_size, spec.hidden_size}));
-  pass.stream_ = OwnedTensor(DType::kF32, {pass.num_tokens_, spec.hidden_size});
+  NB_TRY(pass.stream_, pass.new_activations());
   for (size_t i = 0; i < samples.size(); ++i)
     if (!samples[i].empty())
       device.ops().embed(
@@ -170,8 +201,16 @@ Result<LayerPass> LayerPass::start(const ModelDir& dir, const ModelSpec& spec, D
   return pass;
 }
 
+Result<OwnedTensor> LayerPass::new_activations() const {
+  const Shape shape{num_tokens_, spec_->hidden_size};
+  if (kActivationsAlive * static_cast<size_t>(shape.num_elements()) * sizeof(float) >
+      spill_.memory_limit)
+    return OwnedTensor::on_disk(spill_.folder, DType::kF32, shape);
+  return OwnedTensor(DType::kF32, shape);
+}
+
 void LayerPass::each_sample(Ops& ops,
-                            const std::function<void(const Step&, int64_t, int64_t)>& body) {
+                            const std::function<bool(const Step&, int64_t, int64_t)>& body) {
   Arena scratch(scratch_memory_.data(), scratch_memory_.size());
   std::vector<int32_t> positions;
   std::vector<int32_t> blocks(static_cast<size_t>((longest_ + kBlockSize - 1) / kBlockSize));
@@ -201,7 +240,7 @@ void LayerPass::each_sample(Ops& ops,
     step.positions = positions.data();
     step.caches = &caches_;
     step.scratch = &scratch;
-    body(step, first, last);
+    if (!body(step, first, last)) return;
   }
 }
 
@@ -210,17 +249,15 @@ void LayerPass::run(int layer, const LayerWeights& weights, Recording* recording
   if (recording == nullptr) {
     each_sample(ops(), [&](const Step& step, int64_t first, int64_t last) {
       decoder_layer_forward(step, *spec_, layer, weights, stream_.view().rows(first, last));
+      return true;
     });
     return;
   }
-  const Shape shape{num_tokens_, spec_->hidden_size};
-  for (OwnedTensor* tensor : {&recording->mixer_input, &recording->mixer_output,
-                              &recording->mlp_input, &recording->mlp_output})
-    *tensor = OwnedTensor(DType::kF32, shape);
   RecordingOps recorder(ops(), recording->inputs, want_gram);
   each_sample(recorder, [&](const Step& plain, int64_t first, int64_t last) {
     Step step = plain;
     const auto keep = [&](OwnedTensor& to, const Tensor& value) {
+      if (to.empty()) return;
       std::memcpy(to.view().rows(first, last).data, value.data, value.num_bytes());
     };
     const Tensor x = stream_.view().rows(first, last);
@@ -232,28 +269,63 @@ void LayerPass::run(int layer, const LayerWeights& weights, Recording* recording
       if (point == "mlp") keep(recording->mlp_output, value);
     };
     decoder_layer_forward(step, *spec_, layer, weights, x);
+    return true;
   });
 }
 
-void LayerPass::replay_mixer(int layer, const LayerWeights& weights, const Tensor& input,
-                             const Tensor& out) {
-  const auto index = static_cast<size_t>(layer);
+int64_t LayerPass::num_first_tokens() const {
+  for (size_t i = 0; i + 1 < sample_start_.size(); ++i)
+    if (sample_start_[i + 1] > sample_start_[i]) return sample_start_[i + 1] - sample_start_[i];
+  return 0;
+}
+
+void LayerPass::run_first(int layer, const LayerWeights& weights, const Tensor& x) {
+  each_sample(ops(), [&](const Step& step, int64_t, int64_t) {
+    decoder_layer_forward(step, *spec_, layer, weights, x);
+    return false;
+  });
+}
+
+double LayerPass::loss(
+    const Tensor& input, const Tensor& expected, double bound,
+    const std::function<void(const Step&, const Tensor&, const Tensor&)>& replay) {
+  OwnedTensor output(DType::kF32, {longest_, spec_->hidden_size});
+  const auto count = static_cast<double>(expected.num_elements());
+  double sum = 0;
   each_sample(ops(), [&](const Step& step, int64_t first, int64_t last) {
-    if (spec_->layers[index].mixer == MixerKind::kFullAttention) {
-      attention_forward(step, *spec_, weights.attention, caches_.kv[index], input.rows(first, last),
-                        out.rows(first, last));
-    } else {
-      gated_delta_net_forward(step, *spec_, weights.delta_net, caches_.conv_state[index],
-                              caches_.recurrent_state[index], input.rows(first, last),
-                              out.rows(first, last));
+    const Tensor out = output.view().rows(0, last - first);
+    replay(step, input.rows(first, last), out);
+    const float* found = out.as<const float>();
+    const float* wanted = expected.rows(first, last).as<const float>();
+    for (int64_t i = 0; i < out.num_elements(); ++i) {
+      const double difference = static_cast<double>(wanted[i]) - static_cast<double>(found[i]);
+      sum += difference * difference;
     }
+    return !(sum > bound * count);
   });
+  return sum > bound * count ? std::numeric_limits<double>::infinity() : sum / count;
 }
 
-void LayerPass::replay_mlp(const LayerWeights& weights, const Tensor& input, const Tensor& out) {
-  each_sample(ops(), [&](const Step& step, int64_t first, int64_t last) {
-    mlp_forward(step, weights.mlp, input.rows(first, last), out.rows(first, last));
-  });
+double LayerPass::replay_mixer(int layer, const LayerWeights& weights, Recording& recording,
+                               double bound) {
+  const auto index = static_cast<size_t>(layer);
+  return loss(recording.mixer_input.view(), recording.mixer_output.view(), bound,
+              [&](const Step& step, const Tensor& input, const Tensor& out) {
+                if (spec_->layers[index].mixer == MixerKind::kFullAttention) {
+                  attention_forward(step, *spec_, weights.attention, caches_.kv[index], input, out);
+                } else {
+                  gated_delta_net_forward(step, *spec_, weights.delta_net,
+                                          caches_.conv_state[index], caches_.recurrent_state[index],
+                                          input, out);
+                }
+              });
+}
+
+double LayerPass::replay_mlp(const LayerWeights& weights, Recording& recording, double bound) {
+  return loss(recording.mlp_input.view(), recording.mlp_output.view(), bound,
+              [&](const Step& step, const Tensor& input, const Tensor& out) {
+                mlp_forward(step, weights.mlp, input, out);
+              });
 }
 
 }  // namespace nibble

@@ -17,8 +17,9 @@ namespace nibble {
 
 // The inputs of every Linear of one layer, summed over all tokens.
 struct InputMoments {
-  std::vector<double> sum_abs;  // [in_features]
-  std::vector<float> gram;      // [in_features, in_features] sum of x'x; empty unless asked for
+  std::vector<double> sum_abs;      // [in_features]
+  std::vector<double> sum_squares;  // [in_features]
+  std::vector<float> gram;          // [in_features, in_features] sum of x'x; empty unless asked for
   int64_t num_tokens = 0;
 };
 
@@ -31,11 +32,14 @@ class OwnedTensor {
         dtype_(dtype),
         shape_(shape) {}
   static OwnedTensor copy_of(const Tensor& from);
-  Tensor view() { return {bytes_.data(), dtype_, shape_}; }
-  bool empty() const { return bytes_.empty(); }
+  // Its pages live in an unnamed file in `folder`, which the kernel writes back under pressure.
+  static Result<OwnedTensor> on_disk(const fs::path& folder, DType dtype, Shape shape);
+  Tensor view() { return {mapped_ ? mapped_.get() : bytes_.data(), dtype_, shape_}; }
+  bool empty() const { return bytes_.empty() && mapped_ == nullptr; }
 
  private:
   std::vector<std::byte> bytes_;
+  std::shared_ptr<std::byte> mapped_;
   DType dtype_ = DType::kF32;
   Shape shape_;
 };
@@ -55,41 +59,60 @@ class WorkingLayer {
   std::string prefix_;
 };
 
+// Where activations go when all that are alive together exceed `memory_limit` bytes.
+struct Spill {
+  fs::path folder;
+  size_t memory_limit = size_t{8} << 30;
+};
+
 class LayerPass {
  public:
-  // Embeds the samples. kOutOfMemory when their activations do not fit.
+  // Embeds the samples. kOutOfMemory when their caches do not fit.
   static Result<LayerPass> start(const ModelDir& dir, const ModelSpec& spec, Device& device,
-                                 const std::vector<std::vector<int32_t>>& samples);
+                                 const std::vector<std::vector<int32_t>>& samples,
+                                 const Spill& spill);
 
   // The residual stream before the current layer, sample after sample [num_tokens, hidden] F32.
   OwnedTensor& stream() { return stream_; }
   int64_t num_tokens() const { return num_tokens_; }
+  // [num_tokens, hidden] F32, in memory or on disk.
+  Result<OwnedTensor> new_activations() const;
 
   struct Recording {
-    OwnedTensor mixer_input, mixer_output, mlp_input, mlp_output;  // [num_tokens, hidden] F32
-    std::map<const LinearWeight*, InputMoments> inputs;            // of every Linear that ran
+    // Each [num_tokens, hidden] F32, or empty when not wanted.
+    OwnedTensor mixer_input, mixer_output, mlp_input, mlp_output;
+    std::map<const LinearWeight*, InputMoments> inputs;  // of every Linear that ran
   };
   // Runs one layer over all samples: stream() becomes the layer's output. With `recording`, fills
-  // it; grams for the Linears of `want_gram`.
+  // what it has room for; grams for the Linears of `want_gram`.
   void run(int layer, const LayerWeights& weights, Recording* recording,
            const std::function<bool(const LinearWeight*)>& want_gram = {});
 
-  // Replays one block on recorded inputs; out [num_tokens, hidden] F32.
-  void replay_mixer(int layer, const LayerWeights& weights, const Tensor& input, const Tensor& out);
-  void replay_mlp(const LayerWeights& weights, const Tensor& input, const Tensor& out);
+  // Runs one layer over the first sample alone; x [its tokens, hidden] F32 in and out.
+  void run_first(int layer, const LayerWeights& weights, const Tensor& x);
+  int64_t num_first_tokens() const;
+
+  // Replays one block on recorded inputs; the mean squared difference from recorded outputs. Gives
+  // up once it is sure to exceed `bound`, with infinity.
+  double replay_mixer(int layer, const LayerWeights& weights, Recording& recording, double bound);
+  double replay_mlp(const LayerWeights& weights, Recording& recording, double bound);
 
   Ops& ops() { return device_->ops(); }
 
  private:
   LayerPass() = default;
-  // Calls body(step, first, last) per sample: tokens [first, last) of the stream.
-  void each_sample(Ops& ops, const std::function<void(const Step&, int64_t, int64_t)>& body);
+  // Calls body(step, first, last) per sample, tokens [first, last) of the stream, until it says no.
+  void each_sample(Ops& ops, const std::function<bool(const Step&, int64_t, int64_t)>& body);
+  // replay(step, input, output) over all samples.
+  double loss(const Tensor& input, const Tensor& expected, double bound,
+              const std::function<void(const Step&, const Tensor&, const Tensor&)>& replay);
 
   const ModelSpec* spec_ = nullptr;
   Device* device_ = nullptr;
   std::vector<int64_t> sample_start_;  // [num_samples + 1]
   int64_t num_tokens_ = 0;
   int64_t longest_ = 0;
+  Spill spill_;
   OwnedTensor stream_;
   DeviceMemory cache_memory_;
   DeviceMemory scratch_memory_;

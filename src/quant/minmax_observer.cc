@@ -1,6 +1,5 @@
 // The range of a group is its smallest and largest weight.
 #include <algorithm>
-#include <limits>
 
 #include "quant/observer.h"
 
@@ -9,22 +8,27 @@ namespace {
 
 class MinMaxObserver final : public Observer {
  public:
-  GroupRanges observe(const Tensor& weight, const QuantFormat& format) const override {
-    const int64_t rows = weight.shape[0];
+  GroupRanges observe(const Tensor& weight, const QuantFormat& format, std::span<const float>,
+                      ThreadPool& pool) const override {
     const int64_t columns = weight.shape[1];
     const int64_t num_groups = format.num_groups(columns);
     const int64_t group_size = columns / num_groups;
     GroupRanges ranges;
-    std::vector<float> row(static_cast<size_t>(columns));
-    for (int64_t r = 0; r < rows; ++r) {
-      to_float(weight.rows(r, r + 1), row.data());
-      for (int64_t g = 0; g < num_groups; ++g) {
-        const auto begin = row.begin() + g * group_size;
-        const auto [low, high] = std::minmax_element(begin, begin + group_size);
-        ranges.min.push_back(*low);
-        ranges.max.push_back(*high);
+    ranges.min.resize(static_cast<size_t>(weight.shape[0] * num_groups));
+    ranges.max.resize(ranges.min.size());
+    pool.parallel_for(static_cast<size_t>(weight.shape[0]), 16, [&](size_t begin, size_t end) {
+      std::vector<float> row(static_cast<size_t>(columns));
+      for (size_t r = begin; r < end; ++r) {
+        to_float(weight.rows(static_cast<int64_t>(r), static_cast<int64_t>(r) + 1), row.data());
+        for (int64_t g = 0; g < num_groups; ++g) {
+          const auto first = row.begin() + g * group_size;
+          const auto [low, high] = std::minmax_element(first, first + group_size);
+          const size_t at = r * static_cast<size_t>(num_groups) + static_cast<size_t>(g);
+          ranges.min[at] = *low;
+          ranges.max[at] = *high;
+        }
       }
-    }
+    });
     return ranges;
   }
 };

@@ -1,18 +1,24 @@
-// Shrinks the min-max range in steps of 1 % up to 20 % and keeps, per group, the range with the
-// smallest sum of |error|^2.4. Everything is rounded to the weight's dtype, the exponent included.
+// Shrinks the min-max range step by step and keeps, per group, the range with the smallest error:
+// mse counts |error|^2.4 with everything rounded to the weight's dtype, the exponent included;
+// imatrix_mse counts importance * |error|^3 in float32.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
 
+#include "base/log.h"
 #include "quant/observer.h"
 
 namespace nibble {
 namespace {
 
-constexpr int kGrid = 100;
-constexpr int kSteps = 20;    // int(maxshrink 0.20 * grid)
-constexpr int kPatience = 5;  // steps without any improvement in the whole weight
-constexpr float kNorm = 2.4f;
+struct Search {
+  int grid;  // a step is 1 / grid of the range
+  int steps;
+  int patience;  // steps without any improvement in the whole weight
+};
+constexpr Search kMse{.grid = 100, .steps = 20, .patience = 5};
+constexpr Search kImatrix{.grid = 20, .steps = 20, .patience = 5};
 
 float largest_finite(DType dtype) {
   switch (dtype) {
@@ -22,50 +28,144 @@ float largest_finite(DType dtype) {
   }
 }
 
-class MseObserver final : public Observer {
+// |error|^2.4 in the weight's dtype. A 16-bit dtype has few values: they are all worked out once.
+class ErrorPower {
  public:
-  GroupRanges observe(const Tensor& weight, const QuantFormat& format) const override {
-    const DType dtype = weight.dtype;
-    const int64_t columns = weight.shape[1];
-    const int64_t num_groups = format.num_groups(columns);
-    const int64_t group_size = columns / num_groups;
-    const auto count = static_cast<size_t>(weight.shape[0] * num_groups);
-    std::vector<float> values(static_cast<size_t>(weight.num_elements()));
-    to_float(weight, values.data());
-    const GroupRanges full = make_minmax_observer()->observe(weight, format);
-    GroupRanges kept = full;
-    std::vector<float> best(count, largest_finite(dtype));
-    const float exponent = round_to(dtype, kNorm);
+  explicit ErrorPower(DType dtype) : dtype_(dtype) {
+    static const std::vector<float> kBf16 = table(DType::kBF16);
+    static const std::vector<float> kF16 = table(DType::kF16);
+    if (dtype == DType::kBF16) table_ = kBf16.data();
+    if (dtype == DType::kF16) table_ = kF16.data();
+  }
+  // `error` is not negative and fits the dtype.
+  float operator()(float error) const {
+    switch (dtype_) {
+      case DType::kBF16: return table_[BFloat16(error).bits];
+      case DType::kF16: return table_[Float16(error).bits];
+      default: return power(dtype_, error);
+    }
+  }
 
-    int without_improvement = 0;
-    for (int step = 0; step < kSteps; ++step) {
-      const auto shrink = static_cast<float>(1.0 - static_cast<double>(step) / kGrid);
-      bool improved = false;
-      for (size_t g = 0; g < count; ++g) {
+ private:
+  static float power(DType dtype, float error) {
+    const double exponent = static_cast<double>(round_to(dtype, 2.4f));
+    return round_to(dtype, static_cast<float>(std::pow(static_cast<double>(error), exponent)));
+  }
+  static std::vector<float> table(DType dtype) {
+    std::vector<float> values(size_t{1} << 15);
+    for (size_t bits = 0; bits < values.size(); ++bits) {
+      BFloat16 wide;
+      Float16 narrow;
+      wide.bits = narrow.bits = static_cast<uint16_t>(bits);
+      values[bits] = power(dtype, dtype == DType::kBF16 ? float(wide) : float(narrow));
+    }
+    return values;
+  }
+
+  DType dtype_;
+  const float* table_ = nullptr;
+};
+
+// error_of(group values, group index, scale, zero point) -> what to minimise.
+template <class ErrorOf>
+GroupRanges search_ranges(const Search& search, const Tensor& weight, const QuantFormat& format,
+                          ThreadPool& pool, const ErrorOf& error_of) {
+  const DType dtype = weight.dtype;
+  const int64_t group_size = weight.shape[1] / format.num_groups(weight.shape[1]);
+  const auto count = static_cast<size_t>(weight.num_elements() / group_size);
+  std::vector<float> values(static_cast<size_t>(weight.num_elements()));
+  to_float(weight, values.data());
+  const GroupRanges full = make_minmax_observer()->observe(weight, format, {}, pool);
+  GroupRanges kept = full;
+  std::vector<float> best(count, largest_finite(dtype));
+
+  int without_improvement = 0;
+  for (int step = 0; step < search.steps; ++step) {
+    const auto shrink = static_cast<float>(1.0 - static_cast<double>(step) / search.grid);
+    std::atomic<bool> improved = false;
+    pool.parallel_for(count, 64, [&](size_t begin, size_t end) {
+      for (size_t g = begin; g < end; ++g) {
         const float low = round_to(dtype, full.min[g] * shrink);
         const float high = round_to(dtype, full.max[g] * shrink);
         float scale = 0;
         int8_t zero_point = 0;
         group_parameters(low, high, dtype, format, &scale, &zero_point);
-        const float* group = values.data() + static_cast<int64_t>(g) * group_size;
-        float sum = 0;
-        for (int64_t i = 0; i < group_size; ++i) {
-          const float q = fake_quantize_value(group[i], scale, zero_point, dtype, format);
-          const float error = std::fabs(round_to(dtype, q - group[i]));
-          sum += round_to(dtype, static_cast<float>(std::pow(static_cast<double>(error),
-                                                             static_cast<double>(exponent))));
-        }
-        sum = round_to(dtype, sum);
-        if (!(sum < best[g])) continue;
-        best[g] = sum;
+        const float error =
+            error_of(values.data() + static_cast<int64_t>(g) * group_size, g, scale, zero_point);
+        if (!(error < best[g])) continue;
+        best[g] = error;
         kept.min[g] = low;
         kept.max[g] = high;
         improved = true;
       }
-      without_improvement = improved ? 0 : without_improvement + 1;
-      if (without_improvement >= kPatience) break;
+    });
+    without_improvement = improved ? 0 : without_improvement + 1;
+    if (without_improvement >= search.patience) break;
+  }
+  return kept;
+}
+
+class MseObserver final : public Observer {
+ public:
+  GroupRanges observe(const Tensor& weight, const QuantFormat& format, std::span<const float>,
+                      ThreadPool& pool) const override {
+    const DType dtype = weight.dtype;
+    const ErrorPower power(dtype);
+    const int64_t group_size = weight.shape[1] / format.num_groups(weight.shape[1]);
+    return search_ranges(kMse, weight, format, pool,
+                         [&](const float* group, size_t, float scale, int8_t zero_point) {
+                           float sum = 0;
+                           for (int64_t i = 0; i < group_size; ++i) {
+                             const float q =
+                                 fake_quantize_value(group[i], scale, zero_point, dtype, format);
+                             sum += power(std::fabs(round_to(dtype, q - group[i])));
+                           }
+                           return round_to(dtype, sum);
+                         });
+  }
+};
+
+class ImatrixMseObserver final : public Observer {
+ public:
+  bool needs_importance() const override { return true; }
+  GroupRanges observe(const Tensor& weight, const QuantFormat& format,
+                      std::span<const float> importance, ThreadPool& pool) const override {
+    const DType dtype = weight.dtype;
+    const int64_t num_groups = format.num_groups(weight.shape[1]);
+    const int64_t group_size = weight.shape[1] / num_groups;
+    const std::vector<float> shares = normalised(importance, weight.shape[1]);
+    return search_ranges(
+        kImatrix, weight, format, pool,
+        [&](const float* group, size_t g, float scale, int8_t zero_point) {
+          const float* share = shares.data() + static_cast<int64_t>(g) % num_groups * group_size;
+          float sum = 0;
+          for (int64_t i = 0; i < group_size; ++i) {
+            const float error = std::fabs(
+                fake_quantize_value(group[i], scale, zero_point, dtype, format) - group[i]);
+            sum += share[i] * error * error * error;
+          }
+          return sum;
+        });
+  }
+
+ private:
+  // Divided by its mean; all ones, with a warning, when it says nothing.
+  static std::vector<float> normalised(std::span<const float> importance, int64_t columns) {
+    std::vector<float> shares(static_cast<size_t>(columns), 1.0f);
+    double sum = 0;
+    bool usable = importance.size() == shares.size();
+    for (const float value : importance) {
+      usable &= std::isfinite(value) && value >= 0;
+      sum += static_cast<double>(value);
     }
-    return kept;
+    if (!usable || !(sum > 0)) {
+      log_warning("imatrix_mse: no importance for a weight of {} columns; all count the same",
+                  columns);
+      return shares;
+    }
+    const auto mean = static_cast<float>(sum / static_cast<double>(columns));
+    for (size_t c = 0; c < shares.size(); ++c) shares[c] = importance[c] / mean;
+    return shares;
   }
 };
 
@@ -73,6 +173,10 @@ class MseObserver final : public Observer {
 
 std::unique_ptr<Observer> make_mse_observer() {
   return std::make_unique<MseObserver>();
+}
+
+std::unique_ptr<Observer> make_imatrix_mse_observer() {
+  return std::make_unique<ImatrixMseObserver>();
 }
 
 }  // namespace nibble

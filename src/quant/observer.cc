@@ -15,12 +15,13 @@ struct Row {
   std::unique_ptr<Observer> (*make)();
 };
 
-constexpr std::array<Row, 5> kRows = {{
+constexpr std::array<Row, 6> kRows = {{
     {"memoryless_minmax", make_minmax_observer},
     {"minmax", make_minmax_observer},
     {"static_minmax", make_minmax_observer},
     {"memoryless_mse", make_mse_observer},
     {"mse", make_mse_observer},
+    {"imatrix_mse", make_imatrix_mse_observer},
 }};
 
 constexpr auto kNames = [] {

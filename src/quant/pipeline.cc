@@ -3,11 +3,13 @@
 
 #include <chrono>
 #include <map>
+#include <optional>
 
 #include "base/format.h"
 #include "base/hash.h"
 #include "base/log.h"
 #include "base/thread_pool.h"
+#include "base/version.h"
 #include "checkpoint/model_dir.h"
 #include "checkpoint/writer.h"
 #include "model/architectures.h"
@@ -41,8 +43,15 @@ class Pipeline {
       std::map<std::string, int> groups;
       for (const auto& [name, decision] : quantized_)
         groups[decision->module.name] = decision->group;
+      NB_TRY(source_hashes_, hash_shards(dir));
+      const fs::path folder = out_.string() + ".calibration";
+      NB_TRY(CalibrationJournal journal,
+             CalibrationJournal::open(folder, fingerprint(), options_.resume));
+      journal_ = std::move(journal);
+      CalibratedOptions calibrated = options_.calibrated;
+      calibrated.spill.folder = folder;
       NB_TRY(calibrated_, calibrate(dir, spec_, options_.recipe, groups, options_.calibration,
-                                    options_.calibrated, pool_));
+                                    calibrated, *journal_, pool_));
     }
     NB_TRY(CheckpointWriter writer,
            CheckpointWriter::create(out_, {.max_shard_bytes = options_.max_shard_bytes}));
@@ -67,9 +76,12 @@ class Pipeline {
           options_.calibrated.mode == CalibrationMode::kBest ? "best" : "reference";
       report_.details["calibration_samples"] = options_.calibration.size();
       report_.details["mappings"] = std::move(calibrated_.mappings);
+      report_.details["layers"] = std::move(calibrated_.layers);
+      report_.details["source_sha256"] = source_hashes_;
     }
     NB_TRY_STATUS(writer.add_file("quantization_report.json", dump_json_pretty(report_.details)));
     NB_TRY_STATUS(writer.finish());
+    if (journal_) journal_->remove();
     return std::move(report_);
   }
 
@@ -80,8 +92,35 @@ class Pipeline {
     return recipe.awq ? "awq" : recipe.gptq ? "gptq" : "rtn";
   }
 
+  static Result<Json> hash_shards(const ModelDir& dir) {
+    Json hashes = Json::object();
+    for (const SafetensorsFile& shard : dir.shards()) {
+      NB_TRY(hashes[shard.path().filename().string()], sha256_file(shard.path()));
+    }
+    return hashes;
+  }
+
+  // Everything that the result depends on.
+  Json fingerprint() const {
+    Sha256 samples;
+    for (const auto& sample : options_.calibration) {
+      samples.update(std::as_bytes(std::span(sample)));
+      samples.update("\n");
+    }
+    return {{"nibble version", kVersion},
+            {"the source", source_hashes_},
+            {"the recipe", sha256_hex(options_.recipe.text)},
+            {"the calibration set", samples.finish()},
+            {"--mode", static_cast<int>(options_.calibrated.mode)},
+            {"--norm-roundtrip", static_cast<int>(options_.calibrated.norm_rounding)}};
+  }
+
   // Everything that can be refused is refused here, before any work.
   Status check(const ModelDir& dir) {
+    if (fs::exists(out_))
+      return make_error(ErrorCode::kInvalidArgument,
+                        "{}: exists already; choose another output directory or remove it",
+                        out_.string());
     if (options_.recipe.needs_calibration() && options_.calibration.empty())
       return make_error(ErrorCode::kInvalidArgument,
                         "the recipe asks for {}, which needs calibration samples; give "
@@ -145,12 +184,12 @@ class Pipeline {
     const QuantizationGroup& group = options_.recipe.groups[static_cast<size_t>(decision.group)];
     const std::string& name = decision.module.name;
     PackedWeight packed;
-    if (const auto found = calibrated_.rounded.find(name); found != calibrated_.rounded.end()) {
-      packed = std::move(found->second);
+    if (journal_ && journal_->has_rounded(name)) {
+      NB_TRY(packed, journal_->rounded(name));
     } else {
       NB_TRY(const auto observer, make_observer(group.observer));
       const Result<QuantizedWeight> rounded =
-          round_to_nearest(weight, group.format, *observer, pool_);
+          round_to_nearest(weight, group.format, *observer, {}, pool_);
       if (!rounded)
         return make_error(rounded.error().code, "{}.weight: {}", name, rounded.error().message);
       packed = pack_weight(weight, *rounded, group.format, pool_);
@@ -207,6 +246,8 @@ class Pipeline {
   Explanation explanation_;
   std::map<std::string, const ModuleDecision*> quantized_;
   CalibratedWeights calibrated_;
+  std::optional<CalibrationJournal> journal_;
+  Json source_hashes_;
   QuantizeReport report_;
   Json modules_ = Json::object();
 };

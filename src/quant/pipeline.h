@@ -15,7 +15,8 @@ namespace nibble {
 struct QuantizeOptions {
   Recipe recipe;
   std::vector<std::vector<int32_t>> calibration;  // token ids; for recipes that need data
-  CalibratedOptions calibrated;
+  CalibratedOptions calibrated;                   // its spill folder is chosen here
+  bool resume = false;  // go on with an interrupted calibration of this output
   int num_threads = 0;  // 0: all
   size_t max_shard_bytes = 20'000'000'000;
   // Called after each module with how far the work is; may be empty.
@@ -33,7 +34,7 @@ struct QuantizeReport {
 };
 
 // Writes `out` (which must not exist) from the model directory `source`. Nothing stays under the
-// final name unless everything worked.
+// final name unless everything worked; OUT.calibration/ holds a calibration under way.
 Result<QuantizeReport> quantize_checkpoint(const fs::path& source, const fs::path& out,
                                            const QuantizeOptions& options);
 

@@ -8,6 +8,7 @@
 #include "base/format.h"
 #include "base/text.h"
 #include "base/yaml.h"
+#include "quant/name_matcher.h"
 #include "quant/observer.h"
 
 namespace nibble {
@@ -112,8 +113,11 @@ class RecipeReader {
 
   Status read_awq(const Json& arguments) {
     AwqSettings& settings = *recipe_.awq;
-    if (const Json& mappings = at(arguments, "mappings"); !mappings.is_null())
-      return bad("AWQModifier.mappings", mappings, "null (the mappings of the architecture)");
+    if (const Json& mappings = at(arguments, "mappings"); !mappings.is_null()) {
+      if (!mappings.is_array() || mappings.empty())
+        return bad("AWQModifier.mappings", mappings, "null or a list of mappings");
+      for (const Json& mapping : mappings) NB_TRY_STATUS(read_mapping(mapping));
+    }
     if (const Json& duo = at(arguments, "duo_scaling"); duo == "both") {
       settings.duo_scaling = DuoScaling::kBoth;
     } else if (duo.is_boolean()) {
@@ -126,6 +130,27 @@ class RecipeReader {
         return bad("AWQModifier.n_grid", n_grid, "an integer from 2 to 1000");
       settings.num_candidates = n_grid.get<int>();
     }
+    return {};
+  }
+
+  Status read_mapping(const Json& mapping) {
+    const std::string field = "AWQModifier.mappings";
+    if (!mapping.is_object()) return bad(field, mapping, "smooth_layer with balance_layers");
+    static const std::vector<std::string_view> kKeys = {"smooth_layer", "balance_layers",
+                                                        "activation_hook_target"};
+    for (const auto& [key, ignored] : mapping.items())
+      if (std::ranges::find(kKeys, std::string_view(key)) == kKeys.end())
+        return unknown_key(field, key, kKeys);
+    MappingRule rule;
+    const Json& smooth = at(mapping, "smooth_layer");
+    if (!smooth.is_string()) return bad(field + ".smooth_layer", smooth, "a name or pattern");
+    rule.smooth = smooth.get<std::string>();
+    NB_TRY(rule.balance, strings(field + ".balance_layers", at(mapping, "balance_layers")));
+    if (rule.balance.empty())
+      return bad(field + ".balance_layers", at(mapping, "balance_layers"), "names or patterns");
+    if (const Json& target = at(mapping, "activation_hook_target"); !target.is_null())
+      return bad(field + ".activation_hook_target", target, "null");
+    recipe_.awq->mappings.push_back(std::move(rule));
     return {};
   }
 
@@ -247,32 +272,13 @@ class RecipeReader {
   Recipe recipe_;
 };
 
-// One target or ignore entry: "re:PATTERN" (from the start of the name), a full name, or a class.
-struct Matcher {
-  std::string text;
-  std::optional<Pattern> pattern;
-  bool used = false;
-
-  bool matches(const std::string& name) {
-    const bool hit = pattern ? pattern->matches_start_of(name) : text == name || text == "Linear";
-    used |= hit;
-    return hit;
-  }
-  // Exact names decide before patterns, patterns before class names.
-  int precedence() const { return pattern ? 1 : text == "Linear" ? 2 : 0; }
-};
-
-Result<Matcher> make_matcher(const std::string& text) {
-  Matcher matcher;
-  matcher.text = text;
-  if (text.starts_with("re:")) {
-    NB_TRY(Pattern pattern, Pattern::compile(std::string_view(text).substr(3)));
-    matcher.pattern = std::move(pattern);
-  }
-  return matcher;
-}
-
 }  // namespace
+
+bool Recipe::needs_calibration() const {
+  return awq || gptq || std::ranges::any_of(groups, [](const QuantizationGroup& group) {
+           return make_observer(group.observer).value()->needs_importance();
+         });
+}
 
 Result<Recipe> parse_recipe(std::string_view yaml, std::string_view what) {
   NB_TRY(const Json root, parse_yaml(yaml, what));
@@ -283,23 +289,28 @@ Result<Recipe> parse_recipe(std::string_view yaml, std::string_view what) {
 
 Result<Explanation> explain_recipe(const Recipe& recipe, const ModelSpec& spec) {
   struct Target {
-    Matcher matcher;
+    NameMatcher matcher;
     int group;
+    bool used = false;
+  };
+  struct Ignore {
+    NameMatcher matcher;
+    bool used = false;
   };
   std::vector<Target> targets;
   for (size_t g = 0; g < recipe.groups.size(); ++g)
     for (const std::string& text : recipe.groups[g].targets) {
-      NB_TRY(Matcher matcher, make_matcher(text));
+      NB_TRY(NameMatcher matcher, NameMatcher::make(text));
       targets.push_back({std::move(matcher), static_cast<int>(g)});
     }
   std::ranges::stable_sort(targets, [](const Target& a, const Target& b) {
-    return std::pair(a.matcher.precedence(), a.matcher.text) <
-           std::pair(b.matcher.precedence(), b.matcher.text);
+    return std::pair(a.matcher.precedence(), a.matcher.text()) <
+           std::pair(b.matcher.precedence(), b.matcher.text());
   });
-  std::vector<Matcher> ignores;
+  std::vector<Ignore> ignores;
   for (const std::string& text : recipe.ignore) {
-    NB_TRY(Matcher matcher, make_matcher(text));
-    ignores.push_back(std::move(matcher));
+    NB_TRY(NameMatcher matcher, NameMatcher::make(text));
+    ignores.push_back({std::move(matcher)});
   }
 
   Explanation explanation;
@@ -308,17 +319,23 @@ Result<Explanation> explain_recipe(const Recipe& recipe, const ModelSpec& spec) 
     ModuleDecision decision{module, -1, "no target matches"};
     Target* chosen = nullptr;
     for (Target& target : targets)
-      if (target.matcher.matches(module.name) && chosen == nullptr) chosen = &target;
-    const Matcher* ignored = nullptr;
-    for (Matcher& matcher : ignores)
-      if (matcher.matches(module.name) && ignored == nullptr) ignored = &matcher;
+      if (target.matcher.matches(module.name)) {
+        target.used = true;
+        if (chosen == nullptr) chosen = &target;
+      }
+    const Ignore* ignored = nullptr;
+    for (Ignore& ignore : ignores)
+      if (ignore.matcher.matches(module.name)) {
+        ignore.used = true;
+        if (ignored == nullptr) ignored = &ignore;
+      }
     if (ignored != nullptr) {
-      decision.rule = "ignore " + ignored->text;
+      decision.rule = "ignore " + ignored->matcher.text();
     } else if (module.name == "lm_head" && spec.tie_word_embeddings) {
       decision.rule = "tied to the embedding";
     } else if (chosen != nullptr) {
       decision.group = chosen->group;
-      decision.rule = "target " + chosen->matcher.text;
+      decision.rule = "target " + chosen->matcher.text();
       const int size = recipe.groups[static_cast<size_t>(chosen->group)].format.group_size;
       if (size > 0 && module.in_features % size != 0)
         indivisible += format("{}{} has {} columns", indivisible.empty() ? "" : ", ", module.name,
@@ -332,15 +349,15 @@ Result<Explanation> explain_recipe(const Recipe& recipe, const ModelSpec& spec) 
                       "or ignore these modules",
                       indivisible);
   for (const Target& target : targets)
-    if (!target.matcher.used)
+    if (!target.used)
       return make_error(ErrorCode::kInvalidArgument,
                         "recipe: target \"{}\" matches no module of {}; see nibble inspect for the "
                         "names",
-                        target.matcher.text, spec.architecture);
-  for (const Matcher& matcher : ignores)
-    if (!matcher.used)
+                        target.matcher.text(), spec.architecture);
+  for (const Ignore& ignore : ignores)
+    if (!ignore.used)
       explanation.warnings.push_back(
-          format("ignore \"{}\" matches no module of this model", matcher.text));
+          format("ignore \"{}\" matches no module of this model", ignore.matcher.text()));
   return explanation;
 }
 

@@ -22,7 +22,8 @@ struct Recipe {
   // Neither: round to nearest. Both: smooth first, then round with compensation.
   std::optional<AwqSettings> awq;
   std::optional<GptqSettings> gptq;
-  bool needs_calibration() const { return awq.has_value() || gptq.has_value(); }
+  // Either algorithm, or an observer that weighs by activations.
+  bool needs_calibration() const;
   std::vector<QuantizationGroup> groups;
   std::vector<std::string> ignore;
   std::string text;  // as read, copied beside the checkpoint

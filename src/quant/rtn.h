@@ -6,8 +6,10 @@
 
 namespace nibble {
 
-// kInvalidArgument when the weight holds NaN or infinity. weight [rows, columns] F32, BF16 or F16.
+// kInvalidArgument when the weight holds NaN or infinity. weight [rows, columns] F32, BF16 or F16;
+// importance as in observer.h.
 Result<QuantizedWeight> round_to_nearest(const Tensor& weight, const QuantFormat& format,
-                                         const Observer& observer, ThreadPool& pool);
+                                         const Observer& observer,
+                                         std::span<const float> importance, ThreadPool& pool);
 
 }  // namespace nibble

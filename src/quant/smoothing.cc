@@ -1,8 +1,13 @@
 // Mappings by layer kind; edits applied value by value.
 #include "quant/smoothing.h"
 
+#include <algorithm>
+
 #include "base/format.h"
+#include "base/text.h"
+#include "model/weights.h"
 #include "quant/group_quant.h"
+#include "quant/name_matcher.h"
 
 namespace nibble {
 namespace {
@@ -33,6 +38,25 @@ void edit_values(const Tensor& tensor, int64_t begin, Edit edit) {
 bool is_zero_centred_norm(const std::string& tensor_name) {
   // Qwen3.5's gated norm inside linear attention multiplies by its weight as stored.
   return tensor_name.ends_with("norm.weight") && !tensor_name.ends_with("linear_attn.norm.weight");
+}
+
+// Only pairs where one feeds the other and nothing else reads it may be smoothed; sets the parent.
+Status check_pair(const ModelSpec& spec, int layer, SmoothingMapping& mapping) {
+  std::vector<std::string> expected;
+  for (const SmoothingMapping& known : smoothing_mappings(spec, layer))
+    if (known.smooth == mapping.smooth) {
+      expected = known.balance;
+      mapping.parent = known.parent;
+    }
+  std::ranges::sort(expected);
+  std::vector<std::string> found = mapping.balance;
+  std::ranges::sort(found);
+  if (found == expected) return {};
+  return make_error(
+      ErrorCode::kInvalidArgument,
+      "recipe: mapping {} -> [{}] would change what the model computes; the modules that "
+      "read {} are [{}]",
+      mapping.smooth, join(mapping.balance, ", "), mapping.smooth, join(expected, ", "));
 }
 
 }  // namespace
@@ -75,6 +99,51 @@ std::vector<SmoothingMapping> smoothing_mappings(const ModelSpec& spec, int laye
     mappings.push_back({mlp + "up_proj", false, {mlp + "down_proj"}, SmoothingParent::kLinear});
   }
   return mappings;
+}
+
+Result<std::vector<std::vector<SmoothingMapping>>> resolve_mappings(
+    const ModelSpec& spec, const std::vector<MappingRule>& rules) {
+  std::vector<std::vector<SmoothingMapping>> by_layer(spec.layers.size());
+  if (rules.empty()) {
+    for (size_t layer = 0; layer < by_layer.size(); ++layer)
+      by_layer[layer] = smoothing_mappings(spec, static_cast<int>(layer));
+    return by_layer;
+  }
+  const std::vector<LinearModule> linears = linear_modules(spec);
+  for (const MappingRule& rule : rules) {
+    NB_TRY(NameMatcher smooth, NameMatcher::make(rule.smooth));
+    std::vector<NameMatcher> balance;
+    for (const std::string& text : rule.balance) {
+      NB_TRY(NameMatcher matcher, NameMatcher::make(text));
+      balance.push_back(std::move(matcher));
+    }
+    bool used = false;
+    for (size_t layer = 0; layer < by_layer.size(); ++layer) {
+      const std::string prefix = format("{}layers.{}.", spec.weight_prefix, layer);
+      SmoothingMapping mapping;
+      std::vector<std::string> names = {prefix + "input_layernorm",
+                                        prefix + "post_attention_layernorm"};
+      for (const LinearModule& linear : linears)
+        if (linear.name.starts_with(prefix)) names.push_back(linear.name);
+      for (const std::string& name : names)
+        if (smooth.matches(name)) mapping.smooth = name;
+      if (mapping.smooth.empty()) continue;
+      for (size_t i = 2; i < names.size(); ++i)
+        for (const NameMatcher& matcher : balance)
+          if (matcher.matches(names[i])) mapping.balance.push_back(names[i]);
+      if (mapping.balance.empty()) continue;
+      used = true;
+      mapping.smooth_is_norm = mapping.smooth.ends_with("norm");
+      NB_TRY_STATUS(check_pair(spec, static_cast<int>(layer), mapping));
+      by_layer[layer].push_back(std::move(mapping));
+    }
+    if (!used)
+      return make_error(ErrorCode::kInvalidArgument,
+                        "recipe: mapping \"{}\" -> [{}] matches no layer of {}; see nibble inspect "
+                        "for the names",
+                        rule.smooth, join(rule.balance, ", "), spec.architecture);
+  }
+  return by_layer;
 }
 
 void SmoothingPlan::add(const SmoothingMapping& mapping, std::vector<double> scales) {

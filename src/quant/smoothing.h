@@ -9,8 +9,10 @@
 #include <string>
 #include <vector>
 
+#include "base/result.h"
 #include "base/thread_pool.h"
 #include "model/config.h"
+#include "quant/awq.h"
 #include "tensor/tensor.h"
 
 namespace nibble {
@@ -32,6 +34,12 @@ struct SmoothingMapping {
 // The mappings of one decoder layer in the order in which they are searched. v_proj -> o_proj only
 // in models without linear attention, and only where the shapes agree.
 std::vector<SmoothingMapping> smoothing_mappings(const ModelSpec& spec, int layer);
+
+// By layer: `rules` applied to the names of norms and Linears, or smoothing_mappings() without
+// rules. Errors: a rule that matches nothing, whose smooth layer feeds nothing it names in a layer,
+// or whose pair is not one that (x / s)(W s)' = x W' holds for.
+Result<std::vector<std::vector<SmoothingMapping>>> resolve_mappings(
+    const ModelSpec& spec, const std::vector<MappingRule>& rules);
 
 // How a zero-centred norm (applied as 1 + w) is stored after it was divided by s.
 enum class NormRounding {

@@ -55,7 +55,9 @@ TEST(AwqGolden, TheReferenceModeFindsTheScalesOfLlmCompressor) {
   options.mode = CalibrationMode::kReference;
   options.norm_rounding = NormRounding::kUpstream;
   ThreadPool pool(2);
-  const auto found = calibrate(dir, spec, recipe, groups, samples, options, pool);
+  CalibrationJournal journal =
+      CalibrationJournal::open(temp.path() / "journal", Json::object(), false).value();
+  const auto found = calibrate(dir, spec, recipe, groups, samples, options, journal, pool);
   ASSERT_TRUE(found) << found.error().message;
 
   int compared = 0;

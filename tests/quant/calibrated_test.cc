@@ -2,12 +2,16 @@
 #include "quant/calibrated.h"
 
 #include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cmath>
 #include <random>
 
 #include "model/architectures.h"
 #include "quant/pipeline.h"
+#include "quant/refine.h"
 #include "quant/rtn.h"
 #include "support/golden_file.h"
 #include "support/model_harness.h"
@@ -25,7 +29,7 @@ std::vector<float> normal_values(std::mt19937& random, int64_t count) {
 }
 
 TEST(Awq, CandidatesInUpstreamsOrder) {
-  const auto on = awq_candidates({20, DuoScaling::kOn});
+  const auto on = awq_candidates({20, DuoScaling::kOn, {}});
   ASSERT_EQ(on.size(), 20u);
   EXPECT_FALSE(on[0].duo);
   EXPECT_EQ(on[0].ratio, 0);
@@ -33,8 +37,8 @@ TEST(Awq, CandidatesInUpstreamsOrder) {
   EXPECT_TRUE(on[1].duo);
   EXPECT_DOUBLE_EQ(on[2].ratio, 1.0 / 18);
   EXPECT_EQ(on[19].ratio, 1);
-  EXPECT_EQ(awq_candidates({10, DuoScaling::kOff}).size(), 10u);
-  const auto both = awq_candidates({30, DuoScaling::kBoth});
+  EXPECT_EQ(awq_candidates({10, DuoScaling::kOff, {}}).size(), 10u);
+  const auto both = awq_candidates({30, DuoScaling::kBoth, {}});
   EXPECT_EQ(std::ranges::count_if(both, &AwqCandidate::duo), 15);
   EXPECT_EQ(both.size(), 30u);
 }
@@ -101,19 +105,77 @@ TEST(Gptq, LowersTheOutputErrorOfCorrelatedInputs) {
       }
     return sum;
   };
-  const double nearest = output_error(round_to_nearest(weight, format, *observer, pool).value());
+  const double nearest =
+      output_error(round_to_nearest(weight, format, *observer, {}, pool).value());
   for (const bool act_order : {false, true}) {
-    const auto rounded = gptq(weight, hessian, format, *observer, {0.01f, act_order}, pool);
+    const auto rounded = gptq(weight, hessian, format, *observer, {}, {0.01f, act_order}, pool);
     ASSERT_TRUE(rounded) << rounded.error().message;
     EXPECT_LT(output_error(*rounded), 0.5 * nearest) << act_order;
+  }
+  // Refinement only ever lowers the output error, from a good start and from a poor one.
+  for (QuantizedWeight start : {round_to_nearest(weight, format, *observer, {}, pool).value(),
+                                gptq(weight, hessian, format, *observer, {}, {}, pool).value()}) {
+    const double before = output_error(start);
+    RefineSettings exact;
+    exact.dampening = 0;
+    const RefineResult claimed = refine(weight, hessian, format, exact, start, pool);
+    const double after = output_error(start);
+    EXPECT_LT(after, 0.98 * before);
+    EXPECT_NEAR(claimed.error_before / before, 1, 1e-3);
+    EXPECT_NEAR(claimed.error_after / after, 1, 1e-3);
   }
   // Uncorrelated inputs leave nothing to make good: the same integers as rounding to nearest.
   std::ranges::fill(gram, 0.0f);
   for (int64_t i = 0; i < kColumns; ++i) gram[static_cast<size_t>(i * kColumns + i)] = 2;
-  EXPECT_EQ(gptq(weight, hessian, format, *observer, {0.01f, false}, pool)->integers,
-            round_to_nearest(weight, format, *observer, pool)->integers);
+  EXPECT_EQ(gptq(weight, hessian, format, *observer, {}, {0.01f, false}, pool)->integers,
+            round_to_nearest(weight, format, *observer, {}, pool)->integers);
   gram[0] = NAN;
-  EXPECT_FALSE(gptq(weight, hessian, format, *observer, {}, pool));
+  EXPECT_FALSE(gptq(weight, hessian, format, *observer, {}, {}, pool));
+}
+
+TEST(Imatrix, WhatMattersIsRoundedBetter) {
+  std::mt19937 random(test::test_seed());
+  constexpr int64_t kRows = 64;
+  constexpr int64_t kColumns = 128;
+  std::vector<float> w = normal_values(random, kRows * kColumns);
+  std::vector<float> importance(kColumns, 0.01f);
+  for (size_t c = 0; c < importance.size(); c += 8) importance[c] = 10;
+  // What does not matter has outliers, which a plain range has to reach.
+  for (int64_t r = 0; r < kRows; ++r) w[static_cast<size_t>(r * kColumns + 1)] = 12;
+  const Tensor weight{w.data(), DType::kF32, {kRows, kColumns}};
+  const QuantFormat format{.num_bits = 4, .group_size = 128, .symmetric = false};
+  ThreadPool pool(2);
+  const auto weighted_error = [&](const std::string& name) {
+    const auto observer = make_observer(name).value();
+    const auto rounded = round_to_nearest(weight, format, *observer, importance, pool).value();
+    OwnedTensor values(DType::kF32, weight.shape);
+    dequantize_weight(rounded, format, values.view(), pool);
+    double sum = 0;
+    for (size_t i = 0; i < w.size(); ++i)
+      sum += static_cast<double>(importance[i % kColumns]) *
+             std::pow(static_cast<double>(w[i] - values.view().as<float>()[i]), 2);
+    return sum;
+  };
+  EXPECT_TRUE(make_observer("imatrix_mse").value()->needs_importance());
+  EXPECT_LT(weighted_error("imatrix_mse"), 0.7 * weighted_error("memoryless_minmax"));
+}
+
+TEST(Smoothing, MappingsOfARecipeAreResolvedOrRefused) {
+  const ModelDir dir = ModelDir::open(test::bundled_model("nibble-demo-14m")).value();
+  const ModelSpec spec = parse_model_config(dir.config()).value();
+  const auto resolved = resolve_mappings(
+      spec, {{"re:.*layers\\.(3|7|11)\\.input_layernorm$",
+              {"re:.*self_attn.q_proj$", "re:.*self_attn.k_proj$", "re:.*self_attn.v_proj$"}},
+             {"re:.*up_proj$", {"re:.*down_proj$"}}});
+  ASSERT_TRUE(resolved) << resolved.error().message;
+  EXPECT_EQ((*resolved)[0].size(), 1u);
+  ASSERT_EQ((*resolved)[3].size(), 2u);
+  EXPECT_EQ((*resolved)[3][0].balance.size(), 3u);
+  EXPECT_EQ((*resolved)[3][0].parent, SmoothingParent::kMixer);
+  // k_proj reads the norm too: smoothing without it would change the model.
+  EXPECT_FALSE(
+      resolve_mappings(spec, {{"re:.*layers.3.input_layernorm$", {"re:.*self_attn.q_proj$"}}}));
+  EXPECT_FALSE(resolve_mappings(spec, {{"re:.*no_such_norm$", {"re:.*up_proj$"}}}));
 }
 
 TEST(Smoothing, AHybridModelHasTheMappingsOfItsLayerKinds) {
@@ -207,6 +269,56 @@ TEST(Calibrated, AwqWithGptqEndsCloserToItsParentThanRounding) {
     return sum;
   };
   EXPECT_LT(distance(logits(dir.path() / "gptq")), 0.8 * distance(logits(dir.path() / "rtn")));
+}
+
+// A run that is killed behind any layer and then resumed ends in the bytes of one that was not.
+TEST(Calibrated, AResumedRunEndsInTheSameBytes) {
+  test::TempDir dir;
+  const fs::path model = test::bundled_model("nibble-demo-14m");
+  QuantizeOptions options;
+  options.num_threads = 2;
+  const fs::path recipe = fs::path(NIBBLE_SOURCE_DIR) / "recipes" / "w4a16-awq-gptq.yaml";
+  options.recipe = parse_recipe(read_file(recipe).value(), "w4a16-awq-gptq.yaml").value();
+  options.recipe.awq->num_candidates = 2;
+  options.calibrated.spill.memory_limit = 1;  // the activations live on disk
+  std::mt19937 random(7);
+  options.calibration.emplace_back(64);
+  for (int32_t& id : options.calibration[0]) id = static_cast<int32_t>(random() % 2000);
+  ASSERT_TRUE(quantize_checkpoint(model, dir.path() / "whole", options));
+  EXPECT_FALSE(fs::exists(dir.path() / "whole.calibration"));
+
+  const fs::path cut = dir.path() / "cut";
+  for (const int last_layer : {0, 4}) {
+    const pid_t child = ::fork();
+    if (child == 0) {
+      options.calibrated.progress = [&](const LayerSummary& layer) {
+        if (layer.layer == last_layer) ::kill(::getpid(), SIGKILL);
+      };
+      (void)quantize_checkpoint(model, cut, options);
+      ::_exit(0);
+    }
+    int status = 0;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    ASSERT_TRUE(WIFSIGNALED(status));
+    EXPECT_FALSE(fs::exists(cut));
+    QuantizeOptions without = options;
+    without.resume = false;
+    const auto refused = quantize_checkpoint(model, cut, without);
+    ASSERT_FALSE(refused);
+    EXPECT_NE(refused.error().message.find("--resume"), std::string::npos);
+    options.resume = true;
+  }
+  QuantizeOptions other = options;
+  other.calibration[0][0] += 1;
+  const auto changed = quantize_checkpoint(model, cut, other);
+  ASSERT_FALSE(changed);
+  EXPECT_NE(changed.error().message.find("the calibration set"), std::string::npos)
+      << changed.error().message;
+  const auto resumed = quantize_checkpoint(model, cut, options);
+  ASSERT_TRUE(resumed) << resumed.error().message;
+  for (const auto& entry : fs::directory_iterator(dir.path() / "whole"))
+    EXPECT_EQ(read_file(entry.path()).value(), read_file(cut / entry.path().filename()).value())
+        << entry.path();
 }
 
 }  // namespace

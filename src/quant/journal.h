@@ -1,0 +1,51 @@
+// What calibration has decided so far, layer by layer, on disk: so that a killed run goes on where
+// it stopped and ends in the same bytes, and so that rounded weights need no memory. A folder
+// beside the output: per layer one JSON file (written last: it makes the layer count), the rounded
+// weights, and the activations that the next layer reads. One thread.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/file.h"
+#include "base/json.h"
+#include "checkpoint/safetensors.h"
+#include "quant/packed_weight.h"
+
+namespace nibble {
+
+class CalibrationJournal {
+ public:
+  // `fingerprint` holds everything the result depends on. An interrupted run in `folder` is
+  // continued when `resume` is set and its fingerprint is the same; a difference is named in the
+  // error. Without `resume` it is an error too, so that nothing is lost by accident.
+  static Result<CalibrationJournal> open(const fs::path& folder, const Json& fingerprint,
+                                         bool resume);
+
+  int num_finished() const { return static_cast<int>(layers_.size()); }
+  const Json& decisions(int layer) const { return layers_[static_cast<size_t>(layer)]; }
+  // Writes the next layer durably. `stream`: the activations behind it.
+  Status record(const Json& decisions, const std::map<std::string, PackedWeight>& rounded,
+                const Tensor& stream);
+  // The activations behind the last finished layer, into a tensor of the same size.
+  Status restore_stream(const Tensor& stream) const;
+
+  bool has_rounded(const std::string& module) const { return modules_.contains(module); }
+  Result<PackedWeight> rounded(const std::string& module) const;
+
+  void remove();  // the folder, when its output is complete
+
+ private:
+  CalibrationJournal() = default;
+  fs::path file_of(std::string_view kind, int layer, std::string_view extension) const;
+  void take(Json decisions);
+
+  fs::path folder_;
+  std::shared_ptr<void> lock_;
+  std::vector<Json> layers_;
+  std::map<std::string, int> modules_;  // the layer each rounded module is in
+};
+
+}  // namespace nibble
