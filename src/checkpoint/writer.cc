@@ -25,6 +25,7 @@
 
 #include "base/format.h"
 #include "base/hash.h"
+#include "checkpoint/safetensors.h"
 #include "checkpoint/shard_writer.h"
 
 namespace nibble {
@@ -37,6 +38,18 @@ constexpr const char* kManifestName = "manifest.json";
 Error io_error(const fs::path& path, const char* doing) {
   const int code = errno;
   return make_error(ErrorCode::kIo, "{}: cannot {}: {}", path.string(), doing, std::strerror(code));
+}
+
+// The SHA-256 of every tensor of a shard, so that damage can be named.
+Status add_digests(const fs::path& path, Json& tensors) {
+  NB_TRY(const SafetensorsFile file, SafetensorsFile::open(path));
+  for (const TensorInfo& info : file.tensors()) {
+    const Tensor tensor = file.view(info);
+    tensors[info.name] = sha256_hex(
+        {static_cast<const char*>(tensor.data), static_cast<size_t>(tensor.num_bytes())});
+    file.release_pages(info);
+  }
+  return {};
 }
 
 // True also for a dangling link: the name is taken.
@@ -219,6 +232,7 @@ struct CheckpointWriter::State {
     }
     std::ranges::sort(names);
     Json files = Json::object();
+    Json tensors = Json::object();
     for (const std::string& name : names) {
       NB_TRY(const std::string digest, sha256_file(partial / name));
       std::error_code error;
@@ -227,9 +241,11 @@ struct CheckpointWriter::State {
         return make_error(ErrorCode::kIo, "{}: cannot stat: {}", (partial / name).string(),
                           error.message());
       files[name] = {{"bytes", size}, {"sha256", digest}};
+      if (name.ends_with(".safetensors")) NB_TRY_STATUS(add_digests(partial / name, tensors));
     }
-    NB_TRY_STATUS(write_file_durably(partial / kManifestName,
-                                     dump_json_pretty({{"files", std::move(files)}})));
+    NB_TRY_STATUS(write_file_durably(
+        partial / kManifestName,
+        dump_json_pretty({{"files", std::move(files)}, {"tensors", std::move(tensors)}})));
     NB_TRY_STATUS(sync_directory(partial));
     NB_TRY_STATUS(rename_no_replace(partial, out));
     finished = true;

@@ -13,6 +13,8 @@ constexpr Command kCommands[] = {
     {"run", "answer one prompt", run},
     {"inspect", "what is in a checkpoint", inspect},
     {"fidelity", "compare a quantized model with its parent", fidelity},
+    {"verify", "check that a checkpoint is whole and computes", verify},
+    {"card", "write the model card", card},
     {"recipe", "explain what a recipe would do", recipe},
 };
 

@@ -20,6 +20,8 @@ int chat(Arguments arguments);
 int serve(Arguments arguments);
 int fidelity(Arguments arguments);
 int recipe(Arguments arguments);
+int verify(Arguments arguments);
+int card(Arguments arguments);
 
 struct Command {
   std::string_view name;

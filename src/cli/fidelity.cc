@@ -38,13 +38,7 @@ Result<FidelityReport> compare(const FidelityFlags& flags) {
                       "example models/calibration/hermes-style.json of the source tree");
   NB_TRY(const ModelDir parent_dir, ModelDir::open(flags.parent));
   NB_TRY(const ModelDir quantized_dir, ModelDir::open(flags.quantized));
-  NB_TRY(const std::string tokenizer_text, parent_dir.side_file("tokenizer.json"));
-  NB_TRY(const Tokenizer tokenizer, Tokenizer::load(tokenizer_text, "", "tokenizer.json"));
-  NB_TRY(const std::string template_text, parent_dir.chat_template());
-  NB_TRY(const ChatTemplate chat_template,
-         ChatTemplate::parse(template_text, "chat_template.jinja"));
-  NB_TRY(const CalibrationSet set,
-         load_calibration_set(flags.prompts, tokenizer, &chat_template, flags.samples));
+  NB_TRY(const CalibrationSet set, load_conversations(parent_dir, flags.prompts, flags.samples));
   EngineOptions options;
   options.num_threads = flags.num_threads;
   NB_TRY(Scorer parent, Scorer::open(parent_dir, options, flags.samples.max_seq_length));

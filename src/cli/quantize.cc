@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "cli/command.h"
 #include "quant/calibration_set.h"
+#include "quant/estimate.h"
 #include "quant/pipeline.h"
 
 namespace nibble::cli {
@@ -16,7 +17,14 @@ namespace {
 struct QuantizeFlags {
   std::string model;
   std::string out;
-  std::string recipe = "recipes/w4a16-rtn.yaml";
+  std::string recipe;
+  std::string algorithm;
+  std::string observer;
+  std::vector<std::string> ignore;
+  int num_bits = 0;
+  int group_size = 0;
+  bool symmetric = false;
+  bool dry_run = false;
   std::string calibration;
   CalibrationOptions samples;
   std::string mode = "best";
@@ -31,7 +39,15 @@ struct QuantizeFlags {
   void visit(V& v) {
     v.positional("MODEL", &model, "checkpoint directory");
     v.positional("OUT", &out, "output directory; must not exist");
-    v.option("recipe", &recipe, "recipe.yaml to follow");
+    v.option("recipe", &recipe,
+             "recipe.yaml to follow; recipes/w4a16-rtn.yaml unless its parts are given");
+    v.option("algorithm", &algorithm, "instead of a recipe", {"rtn", "awq", "gptq", "awq+gptq"});
+    v.option("observer", &observer, "instead of a recipe: mse, memoryless_minmax, imatrix_mse");
+    v.option("num-bits", &num_bits, "instead of a recipe: 4 or 8");
+    v.option("group-size", &group_size, "instead of a recipe: 32, 64, 128, or -1 for a whole row");
+    v.option("symmetric", &symmetric, "instead of a recipe: no zero points");
+    v.option("ignore", &ignore, "instead of a recipe: names or re:PATTERNs kept in floating point");
+    v.option("dry-run", &dry_run, "say what it would take, and do nothing");
     v.option("calibration", &calibration, "conversations for AWQ and GPTQ: JSON, JSONL or text");
     v.option("num-calibration-samples", &samples.num_samples, "conversations to use");
     v.option("max-seq-length", &samples.max_seq_length, "tokens per conversation");
@@ -56,14 +72,43 @@ struct QuantizeFlags {
   }
 };
 
-Result<CalibrationSet> load_samples(const QuantizeFlags& flags) {
-  NB_TRY(const ModelDir dir, ModelDir::open(flags.model));
-  NB_TRY(const std::string tokenizer_text, dir.side_file("tokenizer.json"));
-  NB_TRY(const Tokenizer tokenizer, Tokenizer::load(tokenizer_text, "", "tokenizer.json"));
-  NB_TRY(const std::string template_text, dir.chat_template());
-  NB_TRY(const ChatTemplate chat_template,
-         ChatTemplate::parse(template_text, "chat_template.jinja"));
-  return load_calibration_set(flags.calibration, tokenizer, &chat_template, flags.samples);
+// A recipe is a file, or is spelled in flags; both at once would contradict each other.
+Result<Recipe> chosen_recipe(const QuantizeFlags& flags) {
+  const bool spelled = !flags.algorithm.empty() || !flags.observer.empty() ||
+                       !flags.ignore.empty() || flags.num_bits != 0 || flags.group_size != 0 ||
+                       flags.symmetric;
+  if (spelled && !flags.recipe.empty())
+    return make_error(
+        ErrorCode::kInvalidArgument,
+        "--recipe {} together with --algorithm, --observer, --num-bits, --group-size, "
+        "--symmetric or --ignore; give a recipe or its parts, not both",
+        flags.recipe);
+  if (spelled) {
+    RecipeParts parts;
+    if (!flags.algorithm.empty()) parts.algorithm = flags.algorithm;
+    if (!flags.observer.empty()) parts.observer = flags.observer;
+    if (!flags.ignore.empty()) parts.ignore = flags.ignore;
+    if (flags.num_bits != 0) parts.num_bits = flags.num_bits;
+    if (flags.group_size != 0) parts.group_size = flags.group_size;
+    parts.symmetric = flags.symmetric;
+    return parse_recipe(recipe_text(parts), "the recipe of these flags");
+  }
+  const std::string path = flags.recipe.empty() ? "recipes/w4a16-rtn.yaml" : flags.recipe;
+  NB_TRY(const std::string text, read_file(path, size_t{1} << 20));
+  return parse_recipe(text, path);
+}
+
+void print_estimate(const QuantizeEstimate& estimate) {
+  const auto bytes = [](size_t n) { return format_bytes(static_cast<double>(n)); };
+  std::printf("would quantize %d modules and keep %d in floating point\n", estimate.num_quantized,
+              estimate.num_kept);
+  std::printf("  output       %s of tensors, from %s\n", bytes(estimate.output_bytes).c_str(),
+              bytes(estimate.source_bytes).c_str());
+  std::printf("  memory       about %s\n", bytes(estimate.memory_bytes).c_str());
+  if (estimate.disk_bytes > 0)
+    std::printf("  beside OUT   about %s while it runs\n", bytes(estimate.disk_bytes).c_str());
+  std::printf("  time         about %.0f s (this machine: %.0f GFLOP/s)\n", estimate.seconds,
+              estimate.flops_per_second / 1e9);
 }
 
 // One line per layer: losses of its mappings before and after the search, and the time to go.
@@ -89,9 +134,7 @@ int quantize(Arguments arguments) {
   QuantizeFlags flags;
   OptionSet set("nibble quantize", "write a 4-bit checkpoint that vLLM and transformers read");
   if (const Parsed parsed = parse(set, flags, arguments); !parsed.ok) return parsed.exit;
-  const Result<std::string> text = read_file(flags.recipe, size_t{1} << 20);
-  if (!text) return fail(text.error());
-  Result<Recipe> recipe = parse_recipe(*text, flags.recipe);
+  Result<Recipe> recipe = chosen_recipe(flags);
   if (!recipe) return fail(recipe.error());
 
   QuantizeOptions options;
@@ -105,10 +148,18 @@ int quantize(Arguments arguments) {
   options.calibrated.norm_rounding =
       flags.norm_roundtrip == "once" ? NormRounding::kOnce : NormRounding::kUpstream;
   if (options.recipe.needs_calibration() && !flags.calibration.empty()) {
-    Result<CalibrationSet> set = load_samples(flags);
+    const Result<ModelDir> dir = ModelDir::open(flags.model);
+    if (!dir) return fail(dir.error());
+    Result<CalibrationSet> set = load_conversations(*dir, flags.calibration, flags.samples);
     if (!set) return fail(set.error());
     for (const std::string& line : set->skipped) log_warning("calibration: {}", line);
     options.calibration = std::move(set->samples);
+  }
+  if (flags.dry_run) {
+    const Result<QuantizeEstimate> estimate = estimate_quantization(flags.model, options);
+    if (!estimate) return fail(estimate.error());
+    print_estimate(*estimate);
+    return 0;
   }
   const bool live = ::isatty(STDERR_FILENO) != 0;
   size_t last_tenth = 0;

@@ -2,6 +2,7 @@
 #include "quant/calibrated.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -15,6 +16,16 @@ namespace nibble {
 namespace {
 
 constexpr double kSmoothingLimit = 0x1p-7;
+
+class Stopwatch {
+ public:
+  double seconds() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
 
 class Calibration {
  public:
@@ -51,6 +62,7 @@ class Calibration {
     if (num_resumed > 0) NB_TRY_STATUS(journal_.restore_stream(pass.stream().view()));
     for (int layer = 0; layer < num_layers; ++layer) {
       if (layer >= num_resumed) {
+        summary_ = {};
         decisions_ = {{"smoothing", Json::object()}, {"mappings", Json::array()}};
         decisions_["smoothing_check"] = 0.0;
         NB_TRY_STATUS(quantize_layer(layer, pass));
@@ -78,9 +90,12 @@ class Calibration {
                            decisions["smoothing"][mapping.smooth].get<std::vector<double>>());
     for (const Json& mapping : decisions["mappings"]) result_.mappings.push_back(mapping);
     result_.layers.push_back({{"smoothing_check", decisions["smoothing_check"]}});
-    if (options_.progress)
-      options_.progress({layer, static_cast<int>(spec_.layers.size()), resumed,
-                         decisions["smoothing_check"].get<double>(), &decisions["mappings"]});
+    summary_.layer = layer;
+    summary_.num_layers = static_cast<int>(spec_.layers.size());
+    summary_.resumed = resumed;
+    summary_.smoothing_check = decisions["smoothing_check"].get<double>();
+    summary_.mappings = &decisions["mappings"];
+    if (options_.progress) options_.progress(summary_);
   }
 
   bool is_quantized(const SmoothingMapping& mapping) const {
@@ -139,6 +154,7 @@ class Calibration {
     pass.run(layer, working.weights(), &recording, want_gram);
 
     std::map<std::string, std::vector<double>> input_scales;  // by balance module
+    Stopwatch watch;
     for (const SmoothingMapping& mapping : mappings) {
       NB_TRY(std::vector<double> scales, search(layer, mapping, working, recording, pass));
       for (const std::string& module : mapping.balance) {
@@ -149,6 +165,7 @@ class Calibration {
       decisions_["smoothing"][mapping.smooth] = scales;
       result_.plan.add(mapping, std::move(scales));
     }
+    summary_.search_seconds = watch.seconds();
     if (!mappings.empty())
       check_smoothing(layer, working, first_in, pass.stream().view().rows(0, num_first), pass);
     return round_layer(layer, working, input_scales, recording, before, pass);
@@ -374,6 +391,7 @@ class Calibration {
     const bool any_rounded_here =
         std::ranges::any_of(groups_, [&](const auto& entry) { return rounds_here(entry.first); });
     if (!propagate_ && !any_rounded_here) return {};
+    Stopwatch watch;
     SmoothedLayer layer_values = smoothed_layer(layer, working);
     for (auto& [module, weight] : layer_values.values) {
       const QuantizationGroup* group = group_of(module);
@@ -400,9 +418,12 @@ class Calibration {
         rounded_[module] = pack_weight(weight.view(), rounded, group->format, pool_);
       dequantize_weight(rounded, group->format, weight.view(), pool_);
     }
+    summary_.rounding_seconds = watch.seconds();
     if (!propagate_) return {};
     pass.stream() = std::move(before);
+    watch = {};
     pass.run(layer, layer_values.layer.weights(), nullptr);
+    summary_.forward_seconds = watch.seconds();
     return {};
   }
 
@@ -418,6 +439,7 @@ class Calibration {
   std::vector<std::vector<SmoothingMapping>> mappings_;  // by layer
   Json decisions_;                                       // of the layer at work
   std::map<std::string, PackedWeight> rounded_;          // of the layer at work
+  LayerSummary summary_;                                 // of the layer at work
   CalibratedWeights result_;
 };
 

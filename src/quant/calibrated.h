@@ -27,6 +27,9 @@ struct LayerSummary {
   int num_layers = 0;
   bool resumed = false;            // taken from the journal
   double smoothing_check = 0;      // see CalibratedWeights::layers
+  double forward_seconds = 0;      // one plain pass over all samples; 0 in reference mode
+  double search_seconds = 0;       // over the candidates of all mappings
+  double rounding_seconds = 0;     // GPTQ and refinement
   const Json* mappings = nullptr;  // this layer's rows of CalibratedWeights::mappings
 };
 

@@ -139,4 +139,14 @@ Result<CalibrationSet> load_calibration_set(const fs::path& path, const Tokenize
   return set;
 }
 
+Result<CalibrationSet> load_conversations(const ModelDir& dir, const fs::path& path,
+                                          const CalibrationOptions& options) {
+  NB_TRY(const std::string tokenizer_text, dir.side_file("tokenizer.json"));
+  NB_TRY(const Tokenizer tokenizer, Tokenizer::load(tokenizer_text, "", "tokenizer.json"));
+  NB_TRY(const std::string template_text, dir.chat_template());
+  NB_TRY(const ChatTemplate chat_template,
+         ChatTemplate::parse(template_text, "chat_template.jinja"));
+  return load_calibration_set(path, tokenizer, &chat_template, options);
+}
+
 }  // namespace nibble

@@ -7,6 +7,7 @@
 
 #include "base/file.h"
 #include "base/result.h"
+#include "checkpoint/model_dir.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
 
@@ -35,5 +36,9 @@ struct CalibrationSet {
 Result<CalibrationSet> load_calibration_set(const fs::path& path, const Tokenizer& tokenizer,
                                             const ChatTemplate* chat_template,
                                             const CalibrationOptions& options);
+
+// The same with the tokenizer and the chat template of a model.
+Result<CalibrationSet> load_conversations(const ModelDir& dir, const fs::path& path,
+                                          const CalibrationOptions& options);
 
 }  // namespace nibble

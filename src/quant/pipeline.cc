@@ -66,7 +66,8 @@ class Pipeline {
     report_.output_bytes = writer.total_tensor_bytes();
     report_.warnings = explanation_.warnings;
     report_.details = {{"source", source_.filename().string()},
-                       {"algorithm", algorithm()},
+                       {"algorithm", options_.recipe.algorithm()},
+                       {"nibble_version", kVersion},
                        {"recipe_sha256", sha256_hex(options_.recipe.text)},
                        {"source_bytes", report_.source_bytes},
                        {"output_bytes", report_.output_bytes},
@@ -75,6 +76,7 @@ class Pipeline {
       report_.details["mode"] =
           options_.calibrated.mode == CalibrationMode::kBest ? "best" : "reference";
       report_.details["calibration_samples"] = options_.calibration.size();
+      report_.details["calibration_sha256"] = fingerprint()["the calibration set"];
       report_.details["mappings"] = std::move(calibrated_.mappings);
       report_.details["layers"] = std::move(calibrated_.layers);
       report_.details["source_sha256"] = source_hashes_;
@@ -86,12 +88,6 @@ class Pipeline {
   }
 
  private:
-  std::string algorithm() const {
-    const Recipe& recipe = options_.recipe;
-    if (recipe.awq && recipe.gptq) return "awq+gptq";
-    return recipe.awq ? "awq" : recipe.gptq ? "gptq" : "rtn";
-  }
-
   static Result<Json> hash_shards(const ModelDir& dir) {
     Json hashes = Json::object();
     for (const SafetensorsFile& shard : dir.shards()) {
@@ -121,14 +117,7 @@ class Pipeline {
       return make_error(ErrorCode::kInvalidArgument,
                         "{}: exists already; choose another output directory or remove it",
                         out_.string());
-    if (options_.recipe.needs_calibration() && options_.calibration.empty())
-      return make_error(ErrorCode::kInvalidArgument,
-                        "the recipe asks for {}, which needs calibration samples; give "
-                        "--calibration FILE",
-                        algorithm());
-    if (dir.quantization())
-      return make_error(ErrorCode::kInvalidArgument,
-                        "{}: already quantized; give the original checkpoint", source_.string());
+    NB_TRY_STATUS(check_quantizable(dir, options_.recipe, options_.calibration.size()));
     NB_TRY(spec_, parse_model_config(dir.config()));
     NB_TRY(explanation_, explain_recipe(options_.recipe, spec_));
     for (const std::string& warning : explanation_.warnings) log_warning("recipe: {}", warning);
@@ -253,6 +242,18 @@ class Pipeline {
 };
 
 }  // namespace
+
+Status check_quantizable(const ModelDir& dir, const Recipe& recipe, size_t num_samples) {
+  if (recipe.needs_calibration() && num_samples == 0)
+    return make_error(ErrorCode::kInvalidArgument,
+                      "the recipe asks for {}, which needs calibration samples; give "
+                      "--calibration FILE",
+                      recipe.algorithm());
+  if (dir.quantization())
+    return make_error(ErrorCode::kInvalidArgument,
+                      "{}: already quantized; give the original checkpoint", dir.path().string());
+  return {};
+}
 
 Result<QuantizeReport> quantize_checkpoint(const fs::path& source, const fs::path& out,
                                            const QuantizeOptions& options) {

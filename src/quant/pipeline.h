@@ -33,6 +33,9 @@ struct QuantizeReport {
   std::vector<std::string> warnings;
 };
 
+// What can be refused without looking at a tensor.
+Status check_quantizable(const ModelDir& dir, const Recipe& recipe, size_t num_samples);
+
 // Writes `out` (which must not exist) from the model directory `source`. Nothing stays under the
 // final name unless everything worked; OUT.calibration/ holds a calibration under way.
 Result<QuantizeReport> quantize_checkpoint(const fs::path& source, const fs::path& out,

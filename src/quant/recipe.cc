@@ -274,6 +274,11 @@ class RecipeReader {
 
 }  // namespace
 
+std::string Recipe::algorithm() const {
+  if (awq && gptq) return "awq+gptq";
+  return awq ? "awq" : gptq ? "gptq" : "rtn";
+}
+
 bool Recipe::needs_calibration() const {
   return awq || gptq || std::ranges::any_of(groups, [](const QuantizationGroup& group) {
            return make_observer(group.observer).value()->needs_importance();
@@ -285,6 +290,22 @@ Result<Recipe> parse_recipe(std::string_view yaml, std::string_view what) {
   NB_TRY(Recipe recipe, RecipeReader(what).read(root));
   recipe.text = yaml;
   return recipe;
+}
+
+std::string recipe_text(const RecipeParts& parts) {
+  std::string text = "default_stage:\n  default_modifiers:\n";
+  const bool gptq = parts.algorithm.ends_with("gptq");
+  if (parts.algorithm.starts_with("awq")) text += "    AWQModifier:\n      duo_scaling: true\n";
+  text += gptq ? "    GPTQModifier:\n" : "    QuantizationModifier:\n";
+  text += format(
+      "      config_groups:\n        group_0:\n          targets: [Linear]\n"
+      "          weights: {{num_bits: {}, type: int, symmetric: {}, group_size: {}, strategy: {}, "
+      "observer: {}}}\n",
+      parts.num_bits, parts.symmetric, parts.group_size,
+      parts.group_size == -1 ? "channel" : "group", parts.observer);
+  text += parts.ignore.empty() ? "      ignore: []\n" : "      ignore:\n";
+  for (const std::string& entry : parts.ignore) text += "      - " + dump_json(entry) + "\n";
+  return text;
 }
 
 Result<Explanation> explain_recipe(const Recipe& recipe, const ModelSpec& spec) {

@@ -24,6 +24,7 @@ struct Recipe {
   std::optional<GptqSettings> gptq;
   // Either algorithm, or an observer that weighs by activations.
   bool needs_calibration() const;
+  std::string algorithm() const;  // "rtn", "awq", "gptq", "awq+gptq"
   std::vector<QuantizationGroup> groups;
   std::vector<std::string> ignore;
   std::string text;  // as read, copied beside the checkpoint
@@ -31,6 +32,20 @@ struct Recipe {
 
 // `what` names the source. Unknown keys are errors with the nearest known one.
 Result<Recipe> parse_recipe(std::string_view yaml, std::string_view what);
+
+// A recipe in few words, and the text of the recipe.yaml that says the same.
+struct RecipeParts {
+  std::string algorithm = "awq+gptq";  // rtn, awq, gptq, awq+gptq
+  std::string observer = "mse";
+  int num_bits = 4;
+  int group_size = 128;  // -1: a whole row
+  bool symmetric = false;
+  std::vector<std::string> ignore = {"re:.*lm_head",       "re:visual.*",
+                                     "re:model.visual.*",  "re:.*mlp.gate$",
+                                     "re:.*embed_tokens$", "re:.*shared_expert_gate$",
+                                     "re:.*linear_attn.*", "re:.*mtp.*"};
+};
+std::string recipe_text(const RecipeParts& parts);
 
 // What happens to one module, and which rule of the recipe said so.
 struct ModuleDecision {

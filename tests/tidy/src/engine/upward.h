@@ -1,3 +1,3 @@
+#include <nlohmann/json.hpp>
 #include "server/nothing.h"
 #include "text/words.h"
-#include <nlohmann/json.hpp>

@@ -1,0 +1,142 @@
+// Counts the products of each phase and divides by what this machine does in a short trial.
+#include "quant/estimate.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "checkpoint/model_dir.h"
+#include "model/architectures.h"
+#include "quant/rtn.h"
+
+namespace nibble {
+namespace {
+
+double seconds_of(const std::function<void()>& work) {
+  const auto start = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// FLOP/s of y = x W' in the shape of a layer.
+Result<double> measure_products(ThreadPool& pool) {
+  constexpr int64_t kTokens = 256;
+  constexpr int64_t kSize = 1024;
+  NB_TRY(const auto device, open_device(Backend::kCpu, pool.num_threads()));
+  OwnedTensor x(DType::kF32, {kTokens, kSize});
+  OwnedTensor w(DType::kBF16, {kSize, kSize});
+  OwnedTensor y(DType::kF32, {kTokens, kSize});
+  LinearWeight weight;
+  weight.out_features = kSize;
+  weight.in_features = kSize;
+  weight.dense = w.view();
+  double best = 1e9;
+  for (int trial = 0; trial < 5; ++trial)
+    best = std::min(best, seconds_of([&] { device->ops().linear(x.view(), weight, y.view()); }));
+  return 2.0 * kTokens * kSize * kSize / best;
+}
+
+// Weights per second that the observer and rounding get through.
+Result<double> measure_rounding(const QuantizationGroup& group, ThreadPool& pool) {
+  constexpr int64_t kSize = 512;
+  OwnedTensor w(DType::kBF16, {kSize, kSize});
+  for (int64_t i = 0; i < kSize * kSize; ++i)
+    w.view().as<BFloat16>()[i] = BFloat16(static_cast<float>(i % 37) / 37.0f - 0.5f);
+  const std::vector<float> importance(kSize, 1.0f);
+  NB_TRY(const auto observer, make_observer(group.observer));
+  Status status;
+  const double seconds = seconds_of([&] {
+    const auto rounded = round_to_nearest(w.view(), group.format, *observer, importance, pool);
+    if (!rounded) status = rounded.error();
+  });
+  NB_TRY_STATUS(status);
+  return kSize * kSize / seconds;
+}
+
+size_t packed_bytes(const LinearModule& module, const QuantFormat& format, size_t scale_size) {
+  const auto groups = static_cast<size_t>(format.num_groups(module.in_features));
+  size_t bytes = static_cast<size_t>(module.out_features) *
+                 (static_cast<size_t>(packed_width(module.in_features, format.num_bits)) * 4 +
+                  groups * scale_size);
+  if (!format.symmetric)
+    bytes += static_cast<size_t>(packed_width(module.out_features, format.num_bits)) * 4 * groups;
+  return bytes + 2 * sizeof(int64_t);
+}
+
+}  // namespace
+
+Result<QuantizeEstimate> estimate_quantization(const fs::path& source,
+                                               const QuantizeOptions& options) {
+  const Recipe& recipe = options.recipe;
+  NB_TRY(const ModelDir dir, ModelDir::open(source));
+  NB_TRY_STATUS(check_quantizable(dir, recipe, options.calibration.size()));
+  NB_TRY(const ModelSpec spec, parse_model_config(dir.config()));
+  NB_TRY(const Explanation explanation, explain_recipe(recipe, spec));
+  ThreadPool pool(options.num_threads);
+  QuantizeEstimate estimate;
+  NB_TRY(estimate.flops_per_second, measure_products(pool));
+
+  size_t largest_tensor = 0;
+  double num_parameters = 0;  // of the decoder layers
+  for (const SafetensorsFile& shard : dir.shards())
+    for (const TensorInfo& info : shard.tensors()) {
+      estimate.source_bytes += info.num_bytes;
+      largest_tensor = std::max(largest_tensor, info.num_bytes);
+      if (info.name.starts_with(spec.weight_prefix + "layers."))
+        num_parameters += static_cast<double>(info.shape.num_elements());
+    }
+  estimate.output_bytes = estimate.source_bytes;
+  double num_rounded = 0;
+  double compensation_flops = 0;
+  double gram_flops_per_token = 0;
+  int64_t widest = 0;
+  double weights_per_second = 0;
+  for (const ModuleDecision& decision : explanation.modules) {
+    if (decision.group < 0) {
+      ++estimate.num_kept;
+      continue;
+    }
+    const LinearModule& module = decision.module;
+    const QuantizationGroup& group = recipe.groups[static_cast<size_t>(decision.group)];
+    if (weights_per_second == 0) {
+      NB_TRY(weights_per_second, measure_rounding(group, pool));
+    }
+    NB_TRY(const Tensor weight, dir.tensor(module.name + ".weight"));
+    ++estimate.num_quantized;
+    estimate.output_bytes -= weight.num_bytes();
+    estimate.output_bytes += packed_bytes(module, group.format, dtype_size(weight.dtype));
+    const auto columns = static_cast<double>(module.in_features);
+    num_rounded += static_cast<double>(module.out_features) * columns;
+    // GPTQ updates half of a row per column, refinement about as much; the factor takes n^3.
+    if (recipe.gptq)
+      compensation_flops += 4 * static_cast<double>(module.out_features) * columns * columns +
+                            2 * columns * columns * columns;
+    if (recipe.gptq || module.name.ends_with("down_proj"))
+      gram_flops_per_token += 2 * columns * columns;
+    widest = std::max(widest, module.in_features);
+  }
+  estimate.seconds = num_rounded / weights_per_second;
+  estimate.memory_bytes = 2 * largest_tensor;
+  if (!recipe.needs_calibration()) return estimate;
+
+  double num_tokens = 0;
+  for (const auto& sample : options.calibration) num_tokens += static_cast<double>(sample.size());
+  const int num_candidates = recipe.awq ? recipe.awq->num_candidates : 0;
+  const double passes = 2 + num_candidates;  // record, search, hand on
+  const double flops = num_tokens * (2 * num_parameters * passes + gram_flops_per_token);
+  // The column loops are not products of matrices: they reach about a tenth of that speed.
+  estimate.seconds += (flops + 10 * compensation_flops) / estimate.flops_per_second +
+                      num_candidates * num_rounded / weights_per_second;
+  const auto activation =
+      static_cast<size_t>(num_tokens) * static_cast<size_t>(spec.hidden_size) * 4;
+  const size_t activations = 6 * activation;
+  const bool spilled = activations > options.calibrated.spill.memory_limit;
+  const auto square = static_cast<size_t>(widest) * static_cast<size_t>(widest);
+  const auto layer_bytes = static_cast<size_t>(num_parameters) / spec.layers.size() * 2;
+  estimate.memory_bytes =
+      3 * layer_bytes + square * (recipe.gptq ? 28 : 8) + (spilled ? 0 : activations);
+  estimate.disk_bytes =
+      (spilled ? activations : 0) + 2 * activation + (recipe.gptq ? estimate.output_bytes : 0);
+  return estimate;
+}
+
+}  // namespace nibble
