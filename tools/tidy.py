@@ -18,7 +18,7 @@ BELOW = {
     "model": ["device", "checkpoint", "tensor", "base"],
     "quant": ["model", "device", "checkpoint", "tensor", "text", "base"],
     "engine": ["model", "device", "checkpoint", "tensor", "base"],
-    "eval": ["engine", "quant", "checkpoint", "tensor", "text", "base"],
+    "eval": ["engine", "quant", "model", "checkpoint", "tensor", "text", "base"],
     "server": ["engine", "checkpoint", "tensor", "text", "net", "base"],
     "cli": ["server", "eval", "engine", "quant", "model", "checkpoint", "device", "tensor", "text",
             "net", "base"],

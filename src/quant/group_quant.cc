@@ -2,6 +2,7 @@
 #include "quant/group_quant.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 
 namespace nibble {
@@ -25,7 +26,122 @@ float grid_position(float w, float scale, int8_t zero_point, DType dtype,
   return std::nearbyint(clamped);
 }
 
+// Rounding without a branch, so that loops over it become vector code. Finite or infinite values.
+template <DType>
+float rounded(float value);
+template <>
+[[gnu::always_inline]] inline float rounded<DType::kBF16>(float value) {
+  const auto bits = std::bit_cast<uint32_t>(value);
+  return std::bit_cast<float>((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000u);
+}
+template <>
+[[gnu::always_inline]] inline float rounded<DType::kF16>(float value) {
+  return round_f16(value);
+}
+template <>
+[[gnu::always_inline]] inline float rounded<DType::kF32>(float value) {
+  return value;
+}
+
+// To the nearest integer, ties to even, for |value| < 2^22: the sum has no room for a fraction.
+[[gnu::always_inline]] inline float nearest_integer(float value) {
+  return (value + 0x1.8p23f) - 0x1.8p23f;
+}
+
+template <DType kDType>
+[[gnu::always_inline]] inline float grid_position_of(float w, float scale, float zero, float low,
+                                                     float high) {
+  const float shifted = rounded<kDType>(rounded<kDType>(w / scale) + zero);
+  return nearest_integer(std::min(std::max(shifted, low), high));
+}
+
+template <DType kDType>
+[[gnu::always_inline]] inline float value_of(float q, float scale, float zero) {
+  return rounded<kDType>(rounded<kDType>(q - zero) * scale);
+}
+
+// One compiled version per vector width; none contracts a product and a sum, so all give the same.
+#define NIBBLE_VECTOR_WIDTHS [[gnu::target_clones("avx512f", "avx2", "default")]]
+
+NIBBLE_VECTOR_WIDTHS void errors_bf16(const float* w, int64_t count, float scale, float zero,
+                                      float low, float high, float* errors) {
+  constexpr DType kDType = DType::kBF16;
+  for (int64_t i = 0; i < count; ++i) {
+    const float q = grid_position_of<kDType>(w[i], scale, zero, low, high);
+    errors[i] = std::fabs(rounded<kDType>(value_of<kDType>(q, scale, zero) - w[i]));
+  }
+}
+
+template <DType kDType>
+void errors_of(const float* w, int64_t count, float scale, float zero, float low, float high,
+               float* errors) {
+  for (int64_t i = 0; i < count; ++i) {
+    const float q = grid_position_of<kDType>(w[i], scale, zero, low, high);
+    errors[i] = std::fabs(rounded<kDType>(value_of<kDType>(q, scale, zero) - w[i]));
+  }
+}
+
+NIBBLE_VECTOR_WIDTHS void quantize_bf16(const float* w, int64_t count, float scale, float zero,
+                                        float low, float high, int8_t* q) {
+  for (int64_t i = 0; i < count; ++i)
+    q[i] = static_cast<int8_t>(
+        static_cast<int32_t>(grid_position_of<DType::kBF16>(w[i], scale, zero, low, high)));
+}
+
+template <DType kDType>
+void quantize_of(const float* w, int64_t count, float scale, float zero, float low, float high,
+                 int8_t* q) {
+  for (int64_t i = 0; i < count; ++i)
+    q[i] = static_cast<int8_t>(grid_position_of<kDType>(w[i], scale, zero, low, high));
+}
+
+NIBBLE_VECTOR_WIDTHS void dequantize_bf16(const int8_t* q, int64_t count, float scale, float zero,
+                                          float* values) {
+  for (int64_t i = 0; i < count; ++i)
+    values[i] = value_of<DType::kBF16>(static_cast<float>(q[i]), scale, zero);
+}
+
+template <DType kDType>
+void dequantize_of(const int8_t* q, int64_t count, float scale, float zero, float* values) {
+  for (int64_t i = 0; i < count; ++i)
+    values[i] = value_of<kDType>(static_cast<float>(q[i]), scale, zero);
+}
+
 }  // namespace
+
+void quantize_group(const float* w, int64_t count, float scale, int8_t zero_point, DType dtype,
+                    const QuantFormat& format, int8_t* q) {
+  const auto zero = static_cast<float>(zero_point);
+  const auto low = static_cast<float>(format.qmin());
+  const auto high = static_cast<float>(format.qmax());
+  switch (dtype) {
+    case DType::kBF16: return quantize_bf16(w, count, scale, zero, low, high, q);
+    case DType::kF16: return quantize_of<DType::kF16>(w, count, scale, zero, low, high, q);
+    default: return quantize_of<DType::kF32>(w, count, scale, zero, low, high, q);
+  }
+}
+
+void dequantize_group(const int8_t* q, int64_t count, float scale, int8_t zero_point, DType dtype,
+                      float* values) {
+  const auto zero = static_cast<float>(zero_point);
+  switch (dtype) {
+    case DType::kBF16: return dequantize_bf16(q, count, scale, zero, values);
+    case DType::kF16: return dequantize_of<DType::kF16>(q, count, scale, zero, values);
+    default: return dequantize_of<DType::kF32>(q, count, scale, zero, values);
+  }
+}
+
+void rounding_errors(const float* w, int64_t count, float scale, int8_t zero_point, DType dtype,
+                     const QuantFormat& format, float* errors) {
+  const auto zero = static_cast<float>(zero_point);
+  const auto low = static_cast<float>(format.qmin());
+  const auto high = static_cast<float>(format.qmax());
+  switch (dtype) {
+    case DType::kBF16: return errors_bf16(w, count, scale, zero, low, high, errors);
+    case DType::kF16: return errors_of<DType::kF16>(w, count, scale, zero, low, high, errors);
+    default: return errors_of<DType::kF32>(w, count, scale, zero, low, high, errors);
+  }
+}
 
 float round_to(DType dtype, float value) {
   switch (dtype) {
@@ -92,11 +208,11 @@ std::vector<int8_t> quantize_weight(const Tensor& weight, const GroupParameters&
   std::vector<float> row(static_cast<size_t>(columns));
   for (int64_t r = 0; r < rows; ++r) {
     to_float(weight.rows(r, r + 1), row.data());
-    for (int64_t c = 0; c < columns; ++c) {
-      const auto group = static_cast<size_t>(r * num_groups + c / group_size);
-      integers[static_cast<size_t>(r * columns + c)] =
-          quantize_value(row[static_cast<size_t>(c)], parameters.scale[group],
-                         parameters.zero_point[group], weight.dtype, format);
+    for (int64_t g = 0; g < num_groups; ++g) {
+      const auto group = static_cast<size_t>(r * num_groups + g);
+      quantize_group(row.data() + g * group_size, group_size, parameters.scale[group],
+                     parameters.zero_point[group], weight.dtype, format,
+                     integers.data() + r * columns + g * group_size);
     }
   }
   return integers;

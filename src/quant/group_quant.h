@@ -38,6 +38,15 @@ float dequantize_value(int8_t q, float scale, int8_t zero_point, DType dtype);
 float fake_quantize_value(float w, float scale, int8_t zero_point, DType dtype,
                           const QuantFormat& format);
 
+// The same over `count` weights that share a scale, a vector at a time.
+void quantize_group(const float* w, int64_t count, float scale, int8_t zero_point, DType dtype,
+                    const QuantFormat& format, int8_t* q);
+void dequantize_group(const int8_t* q, int64_t count, float scale, int8_t zero_point, DType dtype,
+                      float* values);
+// |round(fake_quantize_value(w) - w)| of each.
+void rounding_errors(const float* w, int64_t count, float scale, int8_t zero_point, DType dtype,
+                     const QuantFormat& format, float* errors);
+
 // Integers of a whole weight [rows, columns] (F32, BF16 or F16), row by row.
 std::vector<int8_t> quantize_weight(const Tensor& weight, const GroupParameters& parameters,
                                     const QuantFormat& format);

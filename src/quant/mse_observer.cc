@@ -114,12 +114,12 @@ class MseObserver final : public Observer {
     const int64_t group_size = weight.shape[1] / format.num_groups(weight.shape[1]);
     return search_ranges(kMse, weight, format, pool,
                          [&](const float* group, size_t, float scale, int8_t zero_point) {
+                           thread_local std::vector<float> errors;
+                           errors.resize(static_cast<size_t>(group_size));
+                           rounding_errors(group, group_size, scale, zero_point, dtype, format,
+                                           errors.data());
                            float sum = 0;
-                           for (int64_t i = 0; i < group_size; ++i) {
-                             const float q =
-                                 fake_quantize_value(group[i], scale, zero_point, dtype, format);
-                             sum += power(std::fabs(round_to(dtype, q - group[i])));
-                           }
+                           for (const float error : errors) sum += power(error);
                            return round_to(dtype, sum);
                          });
   }
@@ -138,13 +138,16 @@ class ImatrixMseObserver final : public Observer {
         kImatrix, weight, format, pool,
         [&](const float* group, size_t g, float scale, int8_t zero_point) {
           const float* share = shares.data() + static_cast<int64_t>(g) % num_groups * group_size;
-          float sum = 0;
-          for (int64_t i = 0; i < group_size; ++i) {
-            const float error = std::fabs(
-                fake_quantize_value(group[i], scale, zero_point, dtype, format) - group[i]);
-            sum += share[i] * error * error * error;
-          }
-          return sum;
+          thread_local std::vector<float> errors;
+                           errors.resize(static_cast<size_t>(group_size));
+                           rounding_errors(group, group_size, scale, zero_point, dtype, format,
+                                           errors.data());
+                           float sum = 0;
+                           for (int64_t i = 0; i < group_size; ++i) {
+                             const float error = errors[static_cast<size_t>(i)];
+                             sum += share[i] * error * error * error;
+                           }
+                           return sum;
         });
   }
 

@@ -49,18 +49,21 @@ PackedWeight pack_weight(const Tensor& weight, const QuantizedWeight& quantized,
   std::vector<double> row_energy(static_cast<size_t>(rows));
   pool.parallel_for(static_cast<size_t>(rows), kRowsPerTask, [&](size_t begin, size_t end) {
     std::vector<float> row(static_cast<size_t>(columns));
+    std::vector<float> values(row.size());
     for (size_t r = begin; r < end; ++r) {
       const auto at = static_cast<int64_t>(r);
       to_float(weight.rows(at, at + 1), row.data());
       const std::span<const int8_t> integers(
           quantized.integers.data() + r * static_cast<size_t>(columns),
           static_cast<size_t>(columns));
-      for (int64_t c = 0; c < columns; ++c) {
-        const auto group = static_cast<size_t>(at * num_groups + c / group_size);
-        const auto w = static_cast<double>(row[static_cast<size_t>(c)]);
-        const double error = w - static_cast<double>(dequantize_value(
-                                     integers[static_cast<size_t>(c)], parameters.scale[group],
-                                     parameters.zero_point[group], weight.dtype));
+      for (int64_t g = 0; g < num_groups; ++g) {
+        const auto group = static_cast<size_t>(at * num_groups + g);
+        dequantize_group(integers.data() + g * group_size, group_size, parameters.scale[group],
+                         parameters.zero_point[group], weight.dtype, values.data() + g * group_size);
+      }
+      for (size_t c = 0; c < row.size(); ++c) {
+        const auto w = static_cast<double>(row[c]);
+        const double error = w - static_cast<double>(values[c]);
         row_error[r] += error * error;
         row_energy[r] += w * w;
       }
@@ -98,13 +101,15 @@ void dequantize_weight(const QuantizedWeight& quantized, const QuantFormat& form
   const int64_t num_groups = format.num_groups(columns);
   const int64_t group_size = columns / num_groups;
   pool.parallel_for(static_cast<size_t>(out.shape[0]), kRowsPerTask, [&](size_t begin, size_t end) {
-    for (auto i = static_cast<int64_t>(begin) * columns; i < static_cast<int64_t>(end) * columns;
-         ++i) {
-      const auto group = static_cast<size_t>(i / columns * num_groups + i % columns / group_size);
-      store_rounded(out, i,
-                    dequantize_value(quantized.integers[static_cast<size_t>(i)],
-                                     quantized.parameters.scale[group],
-                                     quantized.parameters.zero_point[group], out.dtype));
+    std::vector<float> values(static_cast<size_t>(group_size));
+    for (auto g = static_cast<int64_t>(begin) * num_groups;
+         g < static_cast<int64_t>(end) * num_groups; ++g) {
+      const auto group = static_cast<size_t>(g);
+      dequantize_group(quantized.integers.data() + g * group_size, group_size,
+                       quantized.parameters.scale[group], quantized.parameters.zero_point[group],
+                       out.dtype, values.data());
+      for (int64_t i = 0; i < group_size; ++i)
+        store_rounded(out, g * group_size + i, values[static_cast<size_t>(i)]);
     }
   });
 }

@@ -20,11 +20,11 @@ Result<QuantizedWeight> round_to_nearest(const Tensor& weight, const QuantFormat
     for (size_t r = begin; r < end; ++r) {
       const auto at = static_cast<int64_t>(r);
       to_float(weight.rows(at, at + 1), row.data());
-      for (int64_t c = 0; c < columns; ++c) {
-        const auto group = static_cast<size_t>(at * num_groups + c / group_size);
-        result.integers[static_cast<size_t>(at * columns + c)] =
-            quantize_value(row[static_cast<size_t>(c)], result.parameters.scale[group],
-                           result.parameters.zero_point[group], weight.dtype, format);
+      for (int64_t g = 0; g < num_groups; ++g) {
+        const auto group = static_cast<size_t>(at * num_groups + g);
+        quantize_group(row.data() + g * group_size, group_size, result.parameters.scale[group],
+                       result.parameters.zero_point[group], weight.dtype, format,
+                       result.integers.data() + at * columns + g * group_size);
       }
     }
   });

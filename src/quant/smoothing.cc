@@ -15,23 +15,17 @@ namespace {
 // Calls edit(index, value) -> value for every element, rounding to the tensor's dtype.
 template <class Edit>
 void edit_values(const Tensor& tensor, int64_t begin, Edit edit) {
-  for (int64_t i = begin; i < tensor.num_elements(); ++i) {
-    switch (tensor.dtype) {
-      case DType::kBF16: {
-        BFloat16& value = tensor.as<BFloat16>()[i];
-        value = BFloat16(static_cast<float>(edit(i, static_cast<double>(float(value)))));
-        break;
-      }
-      case DType::kF16: {
-        Float16& value = tensor.as<Float16>()[i];
-        value = Float16(static_cast<float>(edit(i, static_cast<double>(float(value)))));
-        break;
-      }
-      default: {
-        float& value = tensor.as<float>()[i];
-        value = static_cast<float>(edit(i, static_cast<double>(value)));
-      }
-    }
+  const auto each = [&](auto* values) {
+    using T = std::remove_pointer_t<decltype(values)>;
+    const int64_t end = tensor.num_elements();
+    for (int64_t i = begin; i < end; ++i)
+      values[i] =
+          T(static_cast<float>(edit(i, static_cast<double>(static_cast<float>(values[i])))));
+  };
+  switch (tensor.dtype) {
+    case DType::kBF16: return each(tensor.as<BFloat16>());
+    case DType::kF16: return each(tensor.as<Float16>());
+    default: return each(tensor.as<float>());
   }
 }
 
@@ -63,9 +57,9 @@ Status check_pair(const ModelSpec& spec, int layer, SmoothingMapping& mapping) {
 
 void scale_columns(const Tensor& weight, const std::vector<double>& scales, ThreadPool& pool) {
   pool.parallel_for(static_cast<size_t>(weight.shape[0]), 16, [&](size_t begin, size_t end) {
+    const double* s = scales.data();
     for (auto r = static_cast<int64_t>(begin); r < static_cast<int64_t>(end); ++r)
-      edit_values(weight.rows(r, r + 1), 0,
-                  [&](int64_t c, double w) { return w * scales[static_cast<size_t>(c)]; });
+      edit_values(weight.rows(r, r + 1), 0, [s](int64_t c, double w) { return w * s[c]; });
   });
 }
 
