@@ -11,6 +11,7 @@ with the model's chat template (the first --num-samples, cut at 2048 tokens). Wi
 
 import argparse
 import json
+import tempfile
 
 import torch
 import yaml
@@ -18,6 +19,7 @@ from datasets import Dataset
 from llmcompressor import oneshot
 from llmcompressor.modifiers.quantization import QuantizationModifier
 from llmcompressor.modifiers.transform.awq import AWQModifier
+from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -45,6 +47,19 @@ def render(record, tokenizer):
     return tokenizer(text, add_special_tokens=False)["input_ids"][:2048]
 
 
+def save_layer(arguments, found, model):
+    prefix = f"model.layers.{arguments.layer}."
+    tensors = {name + ".scales": scales.to(torch.float64).contiguous()
+               for name, (scales, _) in found.items() if name.startswith(prefix)}
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, save_compressed=True)
+        with safe_open(f"{folder}/model.safetensors", "pt") as file:
+            for name in file.keys():
+                if name.startswith(prefix):
+                    tensors[name] = file.get_tensor(name).contiguous()
+    save_file(tensors, arguments.scales)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
@@ -54,6 +69,8 @@ def main():
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--scales")
     parser.add_argument("--save")
+    parser.add_argument("--layer", type=int,
+                        help="write this layer's scales (float64) and quantized tensors to --scales")
     arguments = parser.parse_args()
 
     found = {}
@@ -84,7 +101,7 @@ def main():
 
     for name, (scales, metrics) in found.items():
         print(f"{name}: initial {metrics['initial_error']:.4e} best {metrics['best_error']:.4e}")
-    if arguments.scales:
+    if arguments.scales and arguments.layer is None:
         tensors = {name: scales.to(torch.float32).contiguous()
                    for name, (scales, _) in found.items()}
         longest = max(map(len, samples))
@@ -93,6 +110,8 @@ def main():
         tensors["losses"] = torch.tensor(
             [[metrics["initial_error"], metrics["best_error"]] for _, metrics in found.values()])
         save_file(tensors, arguments.scales)
+    if arguments.layer is not None:
+        save_layer(arguments, found, model)
     if arguments.save:
         model.save_pretrained(arguments.save, save_compressed=True)
         AutoTokenizer.from_pretrained(arguments.model).save_pretrained(arguments.save)

@@ -29,6 +29,7 @@ struct QuantizeFlags {
   CalibrationOptions samples;
   std::string mode = "best";
   std::string norm_roundtrip = "once";
+  bool all_experts = true;
   bool resume = false;
   size_t max_memory = size_t{8} << 30;
   int num_threads = 0;
@@ -62,6 +63,8 @@ struct QuantizeFlags {
     v.option("norm-roundtrip", &norm_roundtrip,
              "how zero-centred norms are stored: rounded once, or as upstream",
              {"once", "upstream"});
+    v.option("calibrate-all-experts", &all_experts,
+             "every expert of a mixture sees every token; --no-... only those routed to it");
     v.option("resume", &resume, "go on with an interrupted run of the same command");
     v.option(
         "activation-memory", &max_memory,
@@ -142,6 +145,7 @@ int quantize(Arguments arguments) {
   options.num_threads = flags.num_threads;
   options.max_shard_bytes = flags.max_shard_bytes;
   options.resume = flags.resume;
+  options.calibrated.all_experts = flags.all_experts;
   options.calibrated.spill.memory_limit = flags.max_memory;
   options.calibrated.mode =
       flags.mode == "best" ? CalibrationMode::kBest : CalibrationMode::kReference;

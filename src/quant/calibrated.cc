@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 
 #include "base/format.h"
 #include "base/log.h"
@@ -16,6 +17,9 @@ namespace nibble {
 namespace {
 
 constexpr double kSmoothingLimit = 0x1p-7;
+// The best mode tries every candidate on a part of the samples and only the best few on all.
+constexpr int64_t kShortlistPart = 4;
+constexpr size_t kShortlistSize = 5;
 
 class Stopwatch {
  public:
@@ -44,12 +48,6 @@ class Calibration {
   }
 
   Result<CalibratedWeights> run(const std::vector<std::vector<int32_t>>& samples) {
-    for (const LayerSpec& layer : spec_.layers)
-      if (layer.ffn == FfnKind::kMoe)
-        return make_error(ErrorCode::kUnsupported,
-                          "{}: AWQ and GPTQ work on dense models in this version; round to nearest "
-                          "with recipes/w4a16-rtn.yaml",
-                          spec_.architecture);
     if (recipe_.awq) {
       NB_TRY(mappings_, resolve_mappings(spec_, recipe_.awq->mappings));
     } else {
@@ -141,6 +139,7 @@ class Calibration {
     const int64_t num_first = pass.num_first_tokens();
     OwnedTensor first_in = OwnedTensor::copy_of(pass.stream().view().rows(0, num_first));
     LayerPass::Recording recording;
+    recording.all_experts = options_.all_experts;
     for (const SmoothingMapping& mapping : mappings) {
       if (mapping.parent == SmoothingParent::kMixer) {
         NB_TRY(recording.mixer_input, pass.new_activations());
@@ -156,6 +155,8 @@ class Calibration {
     std::map<std::string, std::vector<double>> input_scales;  // by balance module
     Stopwatch watch;
     for (const SmoothingMapping& mapping : mappings) {
+      // An expert that no token was routed to has nothing to go by.
+      if (!recording.inputs.contains(working.linear(mapping.balance[0]))) continue;
       NB_TRY(std::vector<double> scales, search(layer, mapping, working, recording, pass));
       for (const std::string& module : mapping.balance) {
         std::vector<double>& product = input_scales[module];
@@ -178,9 +179,12 @@ class Calibration {
   };
   SmoothedLayer smoothed_layer(int layer, const WorkingLayer& working) const {
     SmoothedLayer result{working, {}};
-    for (const LinearModule& module : linear_modules(spec_))
-      if (LinearWeight* linear = result.layer.linear(module.name)) {
-        OwnedTensor& weight = result.values[module.name] = smoothed(module.name, linear->dense);
+    std::vector<std::string> names = {
+        format("{}layers.{}.mlp.gate", spec_.weight_prefix, layer)};  // a mixture's router
+    for (const LinearModule& module : linear_modules(spec_)) names.push_back(module.name);
+    for (const std::string& name : names)
+      if (LinearWeight* linear = result.layer.linear(name)) {
+        OwnedTensor& weight = result.values[name] = smoothed(name, linear->dense);
         linear->dense = weight.view();
       }
     for (const char* name : {"input_layernorm", "post_attention_layernorm"}) {
@@ -283,12 +287,8 @@ class Calibration {
     }
     const std::vector<double> w_mean = statistic.mean();
 
-    double initial = 0;
-    double best = std::numeric_limits<double>::infinity();
-    AwqCandidate chosen;
-    std::vector<double> chosen_scales;
     const std::vector<AwqCandidate> candidates = awq_candidates(*recipe_.awq);
-    for (size_t i = 0; i < candidates.size(); ++i) {
+    const auto loss_of = [&](size_t i, const LayerPass::ReplayLimits& limits) -> Result<double> {
       const std::vector<double> scales = awq_scales(candidates[i], x_mean, w_mean, propagate_);
       const std::vector<double> factors = input_factors(mapping, scales, working);
       WorkingLayer trial = working;
@@ -299,36 +299,63 @@ class Calibration {
                                           importance_of(moments, factors))));
         trial.linear(module)->dense = weights[module].view();
       }
-      double loss = 0;
+      const std::string& first = mapping.balance[0];
       switch (mapping.parent) {
         case SmoothingParent::kMixer:
-          loss = pass.replay_mixer(layer, trial.weights(), recording, best);
-          break;
-        case SmoothingParent::kMlp: loss = pass.replay_mlp(trial.weights(), recording, best); break;
-        case SmoothingParent::kLinear: {
-          const std::string& module = mapping.balance[0];
-          loss = output_error(current[module].view(), weights[module].view(), moments, pass.ops());
-          break;
-        }
+          return pass.replay_mixer(layer, trial.weights(), recording, limits);
+        case SmoothingParent::kMlp:
+          return pass.replay_mlp(layer, trial.weights(), recording, limits);
+        case SmoothingParent::kLinear:
+          return output_error(current[first].view(), weights[first].view(), moments, pass.ops());
       }
-      if (i == 0) initial = loss;
-      if (loss < best) {
-        best = loss;
-        chosen = candidates[i];
-        chosen_scales = scales;
-      }
+      return std::numeric_limits<double>::infinity();
+    };
+
+    std::vector<size_t> finalists(candidates.size());
+    std::iota(finalists.begin(), finalists.end(), 0);
+    if (propagate_ && mapping.parent != SmoothingParent::kLinear) {
+      NB_TRY(finalists, shortlist(candidates.size(), pass.num_tokens(), loss_of));
     }
-    if (!std::isfinite(best))
+    double initial = 0;
+    LayerPass::ReplayLimits limits;
+    size_t chosen = candidates.size();
+    for (const size_t i : finalists) {
+      NB_TRY(const double loss, loss_of(i, limits));
+      if (i == 0) initial = loss;
+      if (!(loss < limits.bound)) continue;
+      limits.bound = loss;
+      chosen = i;
+    }
+    if (chosen == candidates.size())
       return make_error(ErrorCode::kInvalidArgument,
                         "{}: no smoothing candidate has a finite loss; are the weights or the "
                         "calibration inputs damaged?",
                         mapping.smooth);
     decisions_["mappings"].push_back({{"smooth", mapping.smooth},
-                                      {"ratio", chosen.ratio},
-                                      {"duo_scaling", chosen.duo},
+                                      {"ratio", candidates[chosen].ratio},
+                                      {"duo_scaling", candidates[chosen].duo},
                                       {"initial_loss", initial},
-                                      {"loss", best}});
-    return chosen_scales;
+                                      {"loss", limits.bound}});
+    return awq_scales(candidates[chosen], x_mean, w_mean, propagate_);
+  }
+
+  // The candidates that a part of the samples likes best, in order, and the identity.
+  template <class LossOf>
+  static Result<std::vector<size_t>> shortlist(size_t num_candidates, int64_t num_tokens,
+                                               const LossOf& loss_of) {
+    LayerPass::ReplayLimits part;
+    part.max_tokens = std::max<int64_t>(1, num_tokens / kShortlistPart);
+    std::vector<std::pair<double, size_t>> ranked;
+    for (size_t i = 1; i < num_candidates; ++i) {
+      NB_TRY(const double loss, loss_of(i, part));
+      ranked.emplace_back(loss, i);
+    }
+    std::ranges::sort(ranked);
+    std::vector<size_t> kept = {0};
+    for (size_t i = 0; i < std::min(kShortlistSize, ranked.size()); ++i)
+      kept.push_back(ranked[i].second);
+    std::ranges::sort(kept);
+    return kept;
   }
 
   template <class T>
@@ -342,6 +369,7 @@ class Calibration {
   static std::vector<float> importance_of(const InputMoments& moments,
                                           const std::vector<double>& factors) {
     std::vector<float> importance;
+    if (moments.num_tokens == 0) return importance;
     for (size_t i = 0; i < factors.size(); ++i)
       importance.push_back(static_cast<float>(moments.sum_squares[i] * factors[i] * factors[i] /
                                               static_cast<double>(moments.num_tokens)));
@@ -399,12 +427,12 @@ class Calibration {
       NB_TRY(const auto observer, make_observer(group->observer));
       const InputMoments& moments = recording.inputs[working.linear(module)];
       const auto scales = input_scales.find(module);
-      std::vector<double> factors(moments.sum_abs.size(), 1.0);
+      std::vector<double> factors(static_cast<size_t>(weight.view().shape[1]), 1.0);
       if (scales != input_scales.end())
         for (size_t i = 0; i < factors.size(); ++i) factors[i] = 1 / scales->second[i];
       const std::vector<float> importance = importance_of(moments, factors);
       QuantizedWeight rounded;
-      if (recipe_.gptq) {
+      if (recipe_.gptq && moments.num_tokens > 0) {
         OwnedTensor second_moments = hessian(moments, factors);
         NB_TRY(rounded, named(module, gptq(weight.view(), second_moments.view(), group->format,
                                            *observer, importance, *recipe_.gptq, pool_)));

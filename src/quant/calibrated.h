@@ -18,7 +18,7 @@ namespace nibble {
 // kReference does what llm-compressor does: the search rounds with min-max whatever the recipe's
 // observer is, and every layer sees the activations of full-precision layers. kBest searches with
 // the recipe's observer, lets each layer see what the quantized layers before it produce, spares
-// dead channels, and refines what GPTQ leaves.
+// dead channels, searches on a part of the samples first, and refines what GPTQ leaves.
 enum class CalibrationMode { kReference, kBest };
 
 // What happened to one layer, for people.
@@ -36,6 +36,7 @@ struct LayerSummary {
 struct CalibratedOptions {
   CalibrationMode mode = CalibrationMode::kBest;
   NormRounding norm_rounding = NormRounding::kOnce;
+  bool all_experts = true;  // see LayerPass::Recording
   Spill spill;
   std::function<void(const LayerSummary&)> progress;  // may be empty
 };
@@ -48,7 +49,7 @@ struct CalibratedWeights {
   Json layers = Json::array();
 };
 
-// `groups` gives the recipe's group of every module that is quantized. Dense models only. Layers
+// `groups` gives the recipe's group of every module that is quantized. Layers
 // that `journal` holds are taken from it; every other is recorded there, with the rounded weights.
 Result<CalibratedWeights> calibrate(const ModelDir& dir, const ModelSpec& spec,
                                     const Recipe& recipe, const std::map<std::string, int>& groups,

@@ -6,6 +6,7 @@
 
 #include "checkpoint/model_dir.h"
 #include "model/architectures.h"
+#include "quant/expert_stacks.h"
 #include "quant/rtn.h"
 
 namespace nibble {
@@ -100,7 +101,7 @@ Result<QuantizeEstimate> estimate_quantization(const fs::path& source,
     if (weights_per_second == 0) {
       NB_TRY(weights_per_second, measure_rounding(group, pool));
     }
-    NB_TRY(const Tensor weight, dir.tensor(module.name + ".weight"));
+    NB_TRY(const Tensor weight, module_weight(dir, module));
     ++estimate.num_quantized;
     estimate.output_bytes -= weight.num_bytes();
     estimate.output_bytes += packed_bytes(module, group.format, dtype_size(weight.dtype));

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -25,15 +26,59 @@ constexpr size_t kActivationsAlive = 6;
 // Sums up what each Linear reads.
 class RecordingOps final : public ForwardingOps {
  public:
-  RecordingOps(Ops& inner, std::map<const LinearWeight*, InputMoments>& inputs,
+  RecordingOps(Ops& inner, LayerPass::Recording& recording,
                const std::function<bool(const LinearWeight*)>& want_gram)
-      : ForwardingOps(inner), ops_(inner), inputs_(inputs), want_gram_(want_gram) {}
+      : ForwardingOps(inner), ops_(inner), recording_(recording), want_gram_(want_gram) {}
 
   void linear(const Tensor& x, const LinearWeight& weight, const Tensor& out) override {
     ops_.linear(x, weight, out);
+    record(x, weight);
+  }
+
+  void moe_mlp(const Tensor& x, const Tensor& experts, const Tensor& routing,
+               const LinearWeight* gate_proj, const LinearWeight* up_proj,
+               const LinearWeight* down_proj, const Tensor& workspace, const Tensor& out) override {
+    ops_.moe_mlp(x, experts, routing, gate_proj, up_proj, down_proj, workspace, out);
+    const int32_t* chosen = experts.as<const int32_t>();
+    const int64_t per_token = experts.shape[1];
+    std::map<int32_t, std::vector<int64_t>> tokens_of;
+    for (int64_t i = 0; i < experts.num_elements(); ++i)
+      tokens_of[chosen[i]].push_back(i / per_token);
+    if (!recording_.all_experts) {
+      for (const auto& [expert, tokens] : tokens_of) {
+        OwnedTensor routed(DType::kF32, {static_cast<int64_t>(tokens.size()), x.shape[1]});
+        for (size_t i = 0; i < tokens.size(); ++i)
+          std::memcpy(routed.view().rows(static_cast<int64_t>(i), static_cast<int64_t>(i) + 1).data,
+                      x.rows(tokens[i], tokens[i] + 1).data,
+                      static_cast<size_t>(x.shape[1]) * sizeof(float));
+        record_expert(routed.view(), gate_proj[expert], up_proj[expert], down_proj[expert]);
+      }
+      return;
+    }
+    for (int32_t expert = 0; expert < num_experts_; ++expert)
+      record_expert(x, gate_proj[expert], up_proj[expert], down_proj[expert]);
+  }
+
+  void set_num_experts(int num_experts) { num_experts_ = num_experts; }
+
+ private:
+  void record_expert(const Tensor& x, const LinearWeight& gate_proj, const LinearWeight& up_proj,
+                     const LinearWeight& down_proj) {
+    record(x, gate_proj);
+    record(x, up_proj);
+    const Shape shape{x.shape[0], gate_proj.out_features};
+    OwnedTensor gate(DType::kF32, shape);
+    OwnedTensor up(DType::kF32, shape);
+    ops_.linear(x, gate_proj, gate.view());
+    ops_.linear(x, up_proj, up.view());
+    ops_.silu_mul(gate.view(), up.view(), gate.view());
+    record(gate.view(), down_proj);
+  }
+
+  void record(const Tensor& x, const LinearWeight& weight) {
     const int64_t columns = weight.in_features;
     const int64_t tokens = x.num_elements() / columns;
-    InputMoments& moments = inputs_[&weight];
+    InputMoments& moments = recording_.inputs[&weight];
     moments.sum_abs.resize(static_cast<size_t>(columns));
     moments.sum_squares.resize(static_cast<size_t>(columns));
     moments.num_tokens += tokens;
@@ -47,7 +92,6 @@ class RecordingOps final : public ForwardingOps {
     if (want_gram_ && want_gram_(&weight)) add_gram(values, tokens, columns, moments.gram);
   }
 
- private:
   // gram += x'x, as the product of the transposed input with itself.
   void add_gram(const float* values, int64_t tokens, int64_t columns, std::vector<float>& gram) {
     OwnedTensor transposed(DType::kF32, {columns, tokens});
@@ -66,8 +110,9 @@ class RecordingOps final : public ForwardingOps {
   }
 
   Ops& ops_;
-  std::map<const LinearWeight*, InputMoments>& inputs_;
+  LayerPass::Recording& recording_;
   const std::function<bool(const LinearWeight*)>& want_gram_;
+  int num_experts_ = 0;
 };
 
 }  // namespace
@@ -109,6 +154,7 @@ LinearWeight* WorkingLayer::linear(const std::string& module) {
   AttentionWeights& attention = weights_.attention;
   GatedDeltaNetWeights& delta = weights_.delta_net;
   MlpWeights& mlp = weights_.mlp;
+  MoeWeights& moe = weights_.moe;
   const std::pair<std::string_view, LinearWeight*> known[] = {
       {"self_attn.q_proj", &attention.q_proj},
       {"self_attn.k_proj", &attention.k_proj},
@@ -121,12 +167,29 @@ LinearWeight* WorkingLayer::linear(const std::string& module) {
       {"linear_attn.out_proj", &delta.out_proj},
       {"mlp.gate_proj", &mlp.gate_proj},
       {"mlp.up_proj", &mlp.up_proj},
-      {"mlp.down_proj", &mlp.down_proj}};
+      {"mlp.down_proj", &mlp.down_proj},
+      {"mlp.gate", &moe.router},
+      {"mlp.shared_expert_gate", &moe.shared_expert_gate},
+      {"mlp.shared_expert.gate_proj", &moe.shared_expert.gate_proj},
+      {"mlp.shared_expert.up_proj", &moe.shared_expert.up_proj},
+      {"mlp.shared_expert.down_proj", &moe.shared_expert.down_proj}};
   if (!module.starts_with(prefix_)) return nullptr;
-  for (const auto& [name, weight] : known)
-    if (std::string_view(module).substr(prefix_.size()) == name && weight->out_features > 0)
-      return weight;
-  return nullptr;
+  const std::string_view name = std::string_view(module).substr(prefix_.size());
+  for (const auto& [known_name, weight] : known)
+    if (name == known_name && weight->out_features > 0) return weight;
+  constexpr std::string_view kExperts = "mlp.experts.";
+  if (!name.starts_with(kExperts)) return nullptr;
+  const std::string_view rest = name.substr(kExperts.size());
+  const size_t dot = rest.find('.');
+  size_t expert = 0;
+  if (dot == rest.npos ||
+      std::from_chars(rest.data(), rest.data() + dot, expert).ptr != rest.data() + dot ||
+      expert >= moe.gate_proj.size())
+    return nullptr;
+  const std::string_view which = rest.substr(dot + 1);
+  if (which == "gate_proj") return &moe.gate_proj[expert];
+  if (which == "up_proj") return &moe.up_proj[expert];
+  return which == "down_proj" ? &moe.down_proj[expert] : nullptr;
 }
 
 Tensor* WorkingLayer::norm(const std::string& module) {
@@ -253,7 +316,8 @@ void LayerPass::run(int layer, const LayerWeights& weights, Recording* recording
     });
     return;
   }
-  RecordingOps recorder(ops(), recording->inputs, want_gram);
+  RecordingOps recorder(ops(), *recording, want_gram);
+  recorder.set_num_experts(spec_->moe.num_experts);
   each_sample(recorder, [&](const Step& plain, int64_t first, int64_t last) {
     Step step = plain;
     const auto keep = [&](OwnedTensor& to, const Tensor& value) {
@@ -287,10 +351,13 @@ void LayerPass::run_first(int layer, const LayerWeights& weights, const Tensor& 
 }
 
 double LayerPass::loss(
-    const Tensor& input, const Tensor& expected, double bound,
+    const Tensor& input, const Tensor& expected, const ReplayLimits& limits,
     const std::function<void(const Step&, const Tensor&, const Tensor&)>& replay) {
+  int64_t num_tokens = 0;  // of the samples that are looked at
+  for (const int64_t end : sample_start_)
+    if (num_tokens < limits.max_tokens) num_tokens = end;
+  const auto count = static_cast<double>(num_tokens * spec_->hidden_size);
   OwnedTensor output(DType::kF32, {longest_, spec_->hidden_size});
-  const auto count = static_cast<double>(expected.num_elements());
   double sum = 0;
   each_sample(ops(), [&](const Step& step, int64_t first, int64_t last) {
     const Tensor out = output.view().rows(0, last - first);
@@ -301,15 +368,15 @@ double LayerPass::loss(
       const double difference = static_cast<double>(wanted[i]) - static_cast<double>(found[i]);
       sum += difference * difference;
     }
-    return !(sum > bound * count);
+    return last < num_tokens && !(sum > limits.bound * count);
   });
-  return sum > bound * count ? std::numeric_limits<double>::infinity() : sum / count;
+  return sum > limits.bound * count ? std::numeric_limits<double>::infinity() : sum / count;
 }
 
 double LayerPass::replay_mixer(int layer, const LayerWeights& weights, Recording& recording,
-                               double bound) {
+                               const ReplayLimits& limits) {
   const auto index = static_cast<size_t>(layer);
-  return loss(recording.mixer_input.view(), recording.mixer_output.view(), bound,
+  return loss(recording.mixer_input.view(), recording.mixer_output.view(), limits,
               [&](const Step& step, const Tensor& input, const Tensor& out) {
                 if (spec_->layers[index].mixer == MixerKind::kFullAttention) {
                   attention_forward(step, *spec_, weights.attention, caches_.kv[index], input, out);
@@ -321,10 +388,16 @@ double LayerPass::replay_mixer(int layer, const LayerWeights& weights, Recording
               });
 }
 
-double LayerPass::replay_mlp(const LayerWeights& weights, Recording& recording, double bound) {
-  return loss(recording.mlp_input.view(), recording.mlp_output.view(), bound,
+double LayerPass::replay_mlp(int layer, const LayerWeights& weights, Recording& recording,
+                             const ReplayLimits& limits) {
+  const bool dense = spec_->layers[static_cast<size_t>(layer)].ffn == FfnKind::kDense;
+  return loss(recording.mlp_input.view(), recording.mlp_output.view(), limits,
               [&](const Step& step, const Tensor& input, const Tensor& out) {
-                mlp_forward(step, weights.mlp, input, out);
+                if (dense) {
+                  mlp_forward(step, weights.mlp, input, out);
+                } else {
+                  moe_forward(step, *spec_, weights.moe, input, out);
+                }
               });
 }
 

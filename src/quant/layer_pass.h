@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <string>
@@ -50,7 +51,8 @@ class WorkingLayer {
   static Result<WorkingLayer> load(const ModelDir& dir, const ModelSpec& spec, int layer,
                                    Device& device, Arena& arena);
   const LayerWeights& weights() const { return weights_; }
-  // `module` as in linear_modules(); null when the layer has no such Linear or norm.
+  // `module` as in linear_modules(), or the router of a mixture ("...mlp.gate"); null when the
+  // layer has no such Linear or norm.
   LinearWeight* linear(const std::string& module);
   Tensor* norm(const std::string& module);
 
@@ -82,6 +84,8 @@ class LayerPass {
     // Each [num_tokens, hidden] F32, or empty when not wanted.
     OwnedTensor mixer_input, mixer_output, mlp_input, mlp_output;
     std::map<const LinearWeight*, InputMoments> inputs;  // of every Linear that ran
+    // Every expert of a mixture sees every token, as upstream; else those routed to it.
+    bool all_experts = true;
   };
   // Runs one layer over all samples: stream() becomes the layer's output. With `recording`, fills
   // what it has room for; grams for the Linears of `want_gram`.
@@ -92,10 +96,17 @@ class LayerPass {
   void run_first(int layer, const LayerWeights& weights, const Tensor& x);
   int64_t num_first_tokens() const;
 
-  // Replays one block on recorded inputs; the mean squared difference from recorded outputs. Gives
-  // up once it is sure to exceed `bound`, with infinity.
-  double replay_mixer(int layer, const LayerWeights& weights, Recording& recording, double bound);
-  double replay_mlp(const LayerWeights& weights, Recording& recording, double bound);
+  // How much of the samples a replay looks at, and when it gives up.
+  struct ReplayLimits {
+    int64_t max_tokens = std::numeric_limits<int64_t>::max();  // whole samples, from the first on
+    double bound = std::numeric_limits<double>::infinity();
+  };
+  // Replays one block on recorded inputs; the mean squared difference from recorded outputs, or
+  // infinity once it is sure to exceed the bound.
+  double replay_mixer(int layer, const LayerWeights& weights, Recording& recording,
+                      const ReplayLimits& limits);
+  double replay_mlp(int layer, const LayerWeights& weights, Recording& recording,
+                    const ReplayLimits& limits);
 
   Ops& ops() { return device_->ops(); }
 
@@ -104,7 +115,7 @@ class LayerPass {
   // Calls body(step, first, last) per sample, tokens [first, last) of the stream, until it says no.
   void each_sample(Ops& ops, const std::function<bool(const Step&, int64_t, int64_t)>& body);
   // replay(step, input, output) over all samples.
-  double loss(const Tensor& input, const Tensor& expected, double bound,
+  double loss(const Tensor& input, const Tensor& expected, const ReplayLimits& limits,
               const std::function<void(const Step&, const Tensor&, const Tensor&)>& replay);
 
   const ModelSpec* spec_ = nullptr;

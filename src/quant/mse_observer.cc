@@ -139,15 +139,14 @@ class ImatrixMseObserver final : public Observer {
         [&](const float* group, size_t g, float scale, int8_t zero_point) {
           const float* share = shares.data() + static_cast<int64_t>(g) % num_groups * group_size;
           thread_local std::vector<float> errors;
-                           errors.resize(static_cast<size_t>(group_size));
-                           rounding_errors(group, group_size, scale, zero_point, dtype, format,
-                                           errors.data());
-                           float sum = 0;
-                           for (int64_t i = 0; i < group_size; ++i) {
-                             const float error = errors[static_cast<size_t>(i)];
-                             sum += share[i] * error * error * error;
-                           }
-                           return sum;
+          errors.resize(static_cast<size_t>(group_size));
+          rounding_errors(group, group_size, scale, zero_point, dtype, format, errors.data());
+          float sum = 0;
+          for (int64_t i = 0; i < group_size; ++i) {
+            const float error = errors[static_cast<size_t>(i)];
+            sum += share[i] * error * error * error;
+          }
+          return sum;
         });
   }
 

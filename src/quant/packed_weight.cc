@@ -59,7 +59,8 @@ PackedWeight pack_weight(const Tensor& weight, const QuantizedWeight& quantized,
       for (int64_t g = 0; g < num_groups; ++g) {
         const auto group = static_cast<size_t>(at * num_groups + g);
         dequantize_group(integers.data() + g * group_size, group_size, parameters.scale[group],
-                         parameters.zero_point[group], weight.dtype, values.data() + g * group_size);
+                         parameters.zero_point[group], weight.dtype,
+                         values.data() + g * group_size);
       }
       for (size_t c = 0; c < row.size(); ++c) {
         const auto w = static_cast<double>(row[c]);

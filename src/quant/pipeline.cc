@@ -13,6 +13,7 @@
 #include "checkpoint/model_dir.h"
 #include "checkpoint/writer.h"
 #include "model/architectures.h"
+#include "quant/expert_stacks.h"
 #include "quant/rtn.h"
 
 namespace nibble {
@@ -43,7 +44,7 @@ class Pipeline {
       std::map<std::string, int> groups;
       for (const auto& [name, decision] : quantized_)
         groups[decision->module.name] = decision->group;
-      NB_TRY(source_hashes_, hash_shards(dir));
+      NB_TRY(source_hashes_, scan_source(dir));
       const fs::path folder = out_.string() + ".calibration";
       NB_TRY(CalibrationJournal journal,
              CalibrationJournal::open(folder, fingerprint(), options_.resume));
@@ -88,9 +89,23 @@ class Pipeline {
   }
 
  private:
-  static Result<Json> hash_shards(const ModelDir& dir) {
+  // One look at every byte before hours of work: the hashes of the shards; refuses weights that are
+  // not finite.
+  Result<Json> scan_source(const ModelDir& dir) {
     Json hashes = Json::object();
     for (const SafetensorsFile& shard : dir.shards()) {
+      for (const TensorInfo& info : shard.tensors()) {
+        const bool is_float = info.dtype == DType::kBF16 || info.dtype == DType::kF16 ||
+                              info.dtype == DType::kF32;
+        if (!is_float || info.shape.num_elements() == 0) continue;
+        const int64_t columns = info.shape[-1];
+        const Tensor rows =
+            shard.view(info).reshaped({info.shape.num_elements() / columns, columns});
+        if (!all_finite(rows, pool_))
+          return make_error(ErrorCode::kInvalidArgument, "{}: {} holds NaN or infinity",
+                            shard.path().string(), info.name);
+        shard.release_pages(info);
+      }
       NB_TRY(hashes[shard.path().filename().string()], sha256_file(shard.path()));
     }
     return hashes;
@@ -108,7 +123,8 @@ class Pipeline {
             {"the recipe", sha256_hex(options_.recipe.text)},
             {"the calibration set", samples.finish()},
             {"--mode", static_cast<int>(options_.calibrated.mode)},
-            {"--norm-roundtrip", static_cast<int>(options_.calibrated.norm_rounding)}};
+            {"--norm-roundtrip", static_cast<int>(options_.calibrated.norm_rounding)},
+            {"--calibrate-all-experts", options_.calibrated.all_experts}};
   }
 
   // Everything that can be refused is refused here, before any work.
@@ -127,8 +143,7 @@ class Pipeline {
         continue;
       }
       const LinearModule& module = decision.module;
-      NB_TRY(const Tensor weight,
-             dir.tensor(module.name + ".weight", {module.out_features, module.in_features}));
+      NB_TRY(const Tensor weight, module_weight(dir, module));
       if (weight.dtype != DType::kBF16 && weight.dtype != DType::kF16 &&
           weight.dtype != DType::kF32)
         return make_error(ErrorCode::kUnsupported,
@@ -149,24 +164,25 @@ class Pipeline {
     for (const SafetensorsFile& shard : dir.shards()) {
       for (const TensorInfo& info : shard.tensors()) {
         report_.source_bytes += info.num_bytes;
-        Tensor tensor = shard.view(info);
-        OwnedTensor smoothed;
-        if (calibrated_.plan.touches(info.name)) {
-          smoothed = OwnedTensor::copy_of(tensor);
-          tensor = smoothed.view();
-          calibrated_.plan.apply(info.name, tensor);
-        }
-        const auto found = quantized_.find(info.name);
-        if (found == quantized_.end()) {
-          NB_TRY_STATUS(writer.add(info.name, tensor));
-        } else {
-          NB_TRY_STATUS(quantize(*found->second, tensor, writer));
-        }
+        for (const NamedTensor& part : split_experts(info.name, shard.view(info)))
+          NB_TRY_STATUS(write_tensor(part.name, part.tensor, writer));
         shard.release_pages(info);
         if (options_.progress) options_.progress(++done, total, info.name);
       }
     }
     return {};
+  }
+
+  Status write_tensor(const std::string& name, Tensor tensor, CheckpointWriter& writer) {
+    OwnedTensor smoothed;
+    if (calibrated_.plan.touches(name)) {
+      smoothed = OwnedTensor::copy_of(tensor);
+      tensor = smoothed.view();
+      calibrated_.plan.apply(name, tensor);
+    }
+    const auto found = quantized_.find(name);
+    return found == quantized_.end() ? writer.add(name, tensor)
+                                     : quantize(*found->second, tensor, writer);
   }
 
   Status quantize(const ModuleDecision& decision, const Tensor& weight, CheckpointWriter& writer) {

@@ -84,8 +84,27 @@ std::vector<SmoothingMapping> smoothing_mappings(const ModelSpec& spec, int laye
          {mixer + "in_proj_qkv", mixer + "in_proj_z", mixer + "in_proj_b", mixer + "in_proj_a"},
          SmoothingParent::kMixer});
   }
+  const std::string mlp = prefix + "mlp.";
+  if (kind.ffn == FfnKind::kMoe) {
+    // The router and the shared expert's gate read the norm too; upstream leaves out the router,
+    // which changes the routing.
+    SmoothingMapping norm{
+        prefix + "post_attention_layernorm", true, {mlp + "gate"}, SmoothingParent::kMlp};
+    std::vector<std::string> experts;
+    for (int e = 0; e < spec.moe.num_experts; ++e)
+      experts.push_back(format("{}experts.{}.", mlp, e));
+    experts.push_back(mlp + "shared_expert.");
+    for (const std::string& expert : experts) {
+      norm.balance.push_back(expert + "gate_proj");
+      norm.balance.push_back(expert + "up_proj");
+    }
+    norm.balance.push_back(mlp + "shared_expert_gate");
+    mappings.push_back(std::move(norm));
+    for (const std::string& expert : experts)
+      mappings.push_back(
+          {expert + "up_proj", false, {expert + "down_proj"}, SmoothingParent::kLinear});
+  }
   if (kind.ffn == FfnKind::kDense) {
-    const std::string mlp = prefix + "mlp.";
     mappings.push_back({prefix + "post_attention_layernorm",
                         true,
                         {mlp + "gate_proj", mlp + "up_proj"},
@@ -117,6 +136,7 @@ Result<std::vector<std::vector<SmoothingMapping>>> resolve_mappings(
       SmoothingMapping mapping;
       std::vector<std::string> names = {prefix + "input_layernorm",
                                         prefix + "post_attention_layernorm"};
+      if (spec.layers[layer].ffn == FfnKind::kMoe) names.push_back(prefix + "mlp.gate");
       for (const LinearModule& linear : linears)
         if (linear.name.starts_with(prefix)) names.push_back(linear.name);
       for (const std::string& name : names)

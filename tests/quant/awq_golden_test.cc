@@ -3,10 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 
 #include "checkpoint/writer.h"
 #include "model/architectures.h"
 #include "quant/calibrated.h"
+#include "quant/rtn.h"
 #include "support/golden_file.h"
 #include "support/model_harness.h"
 #include "support/temp_dir.h"
@@ -74,6 +76,45 @@ TEST(AwqGolden, TheReferenceModeFindsTheScalesOfLlmCompressor) {
       ++compared;
     }
   EXPECT_EQ(compared, 27);
+}
+
+// Layer 3 as llm-compressor wrote it in BF16: from the same scales, the same bytes.
+TEST(AwqGolden, TheSameScalesGiveTheSameBytes) {
+  const ModelDir dir = ModelDir::open(test::bundled_model("nibble-demo-14m")).value();
+  const ModelSpec spec = parse_model_config(dir.config()).value();
+  const test::GoldenFile golden(test::golden("awq/layer3.safetensors"));
+  SmoothingPlan plan(NormRounding::kUpstream, spec.norm_weight_offset);
+  for (const SmoothingMapping& mapping : smoothing_mappings(spec, 3)) {
+    const Tensor scales = golden.tensor(mapping.smooth + ".scales");
+    const double* values = scales.as<const double>();
+    plan.add(mapping, {values, values + scales.num_elements()});
+  }
+  const auto expect_bytes = [&](const std::string& name, const void* data, size_t num_bytes) {
+    const Tensor expected = golden.tensor(name);
+    ASSERT_EQ(expected.num_bytes(), num_bytes) << name;
+    EXPECT_EQ(std::memcmp(expected.data, data, num_bytes), 0) << name;
+  };
+  ThreadPool pool(2);
+  const QuantFormat format{.num_bits = 4, .group_size = 128, .symmetric = false};
+  const auto observer = make_observer("mse").value();
+  int num_modules = 0;
+  for (const std::string& name : dir.tensor_names()) {
+    if (!name.starts_with("model.layers.3.")) continue;
+    OwnedTensor weight = OwnedTensor::copy_of(dir.tensor(name).value());
+    plan.apply(name, weight.view());
+    if (golden.has(name)) {
+      expect_bytes(name, weight.view().data, weight.view().num_bytes());
+      continue;
+    }
+    const QuantizedWeight rounded =
+        round_to_nearest(weight.view(), format, *observer, {}, pool).value();
+    const PackedWeight packed = pack_weight(weight.view(), rounded, format, pool);
+    expect_bytes(name + "_packed", packed.packed.data(), packed.packed.size() * 4);
+    expect_bytes(name + "_scale", packed.scale16.data(), packed.scale16.size() * 2);
+    expect_bytes(name + "_zero_point", packed.zero_point.data(), packed.zero_point.size() * 4);
+    ++num_modules;
+  }
+  EXPECT_EQ(num_modules, 7);
 }
 
 }  // namespace

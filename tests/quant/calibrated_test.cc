@@ -7,8 +7,11 @@
 #include <unistd.h>
 
 #include <cmath>
+#include <cstring>
 #include <random>
 
+#include "base/format.h"
+#include "checkpoint/writer.h"
 #include "model/architectures.h"
 #include "quant/pipeline.h"
 #include "quant/refine.h"
@@ -269,6 +272,92 @@ TEST(Calibrated, AwqWithGptqEndsCloserToItsParentThanRounding) {
     return sum;
   };
   EXPECT_LT(distance(logits(dir.path() / "gptq")), 0.8 * distance(logits(dir.path() / "rtn")));
+}
+
+// A mixture of experts, its experts stored one by one or stacked, as Hugging Face stacks them.
+TEST(Calibrated, MixturesOfExpertsAreQuantizedFromEitherLayout) {
+  test::TempDir dir;
+  const fs::path model = test::golden("fixtures/qwen3_5_moe");
+  const ModelDir split = ModelDir::open(model).value();
+  const ModelSpec spec = parse_model_config(split.config()).value();
+  const auto mappings = smoothing_mappings(spec, 0);
+  const auto norm = std::ranges::find_if(mappings, [](const SmoothingMapping& mapping) {
+    return mapping.parent == SmoothingParent::kMlp;
+  });
+  ASSERT_NE(norm, mappings.end());
+  EXPECT_EQ(norm->balance.size(), 1u + 2 * 8 + 2 + 1);  // router, experts, shared expert, its gate
+
+  // The same checkpoint with the experts of a layer in two stacks.
+  const fs::path stacked = dir.path() / "stacked";
+  CheckpointWriter writer = CheckpointWriter::create(stacked).value();
+  for (const std::string& name : split.tensor_names()) {
+    if (name.find(".experts.") != name.npos) continue;
+    ASSERT_TRUE(writer.add(name, split.tensor(name).value()));
+  }
+  for (size_t layer = 0; layer < spec.layers.size(); ++layer) {
+    const std::string prefix = format("{}layers.{}.mlp.experts.", spec.weight_prefix, layer);
+    std::vector<std::byte> gate_up;
+    std::vector<std::byte> down;
+    DType dtype = DType::kF32;
+    const auto append = [&](std::vector<std::byte>& to, int expert, const char* which) {
+      const Tensor weight = split.tensor(format("{}{}.{}.weight", prefix, expert, which)).value();
+      const auto* bytes = static_cast<const std::byte*>(weight.data);
+      to.insert(to.end(), bytes, bytes + weight.num_bytes());
+      dtype = weight.dtype;
+    };
+    for (int e = 0; e < spec.moe.num_experts; ++e) {
+      append(gate_up, e, "gate_proj");
+      append(gate_up, e, "up_proj");
+      append(down, e, "down_proj");
+    }
+    const int64_t inner = spec.moe.moe_intermediate_size;
+    const int64_t experts = spec.moe.num_experts;
+    ASSERT_TRUE(writer.add(prefix + "gate_up_proj",
+                           {gate_up.data(), dtype, {experts, 2 * inner, spec.hidden_size}}));
+    ASSERT_TRUE(
+        writer.add(prefix + "down_proj", {down.data(), dtype, {experts, spec.hidden_size, inner}}));
+  }
+  ASSERT_TRUE(writer.add_file("config.json", dump_json_pretty(split.config())));
+  ASSERT_TRUE(writer.finish());
+
+  RecipeParts parts;
+  QuantizeOptions options;
+  options.num_threads = 2;
+  options.recipe = parse_recipe(recipe_text(parts), "test").value();
+  options.recipe.awq->num_candidates = 4;
+  std::mt19937 random(test::test_seed());
+  options.calibration.emplace_back(48);
+  for (int32_t& id : options.calibration[0]) id = static_cast<int32_t>(random() % 500);
+  for (const bool all_experts : {false, true}) {
+    options.calibrated.all_experts = all_experts;
+    const fs::path a = dir.path() / format("a{}", all_experts);
+    const fs::path b = dir.path() / format("b{}", all_experts);
+    const auto from_split = quantize_checkpoint(model, a, options);
+    ASSERT_TRUE(from_split) << from_split.error().message;
+    const auto from_stacks = quantize_checkpoint(stacked, b, options);
+    ASSERT_TRUE(from_stacks) << from_stacks.error().message;
+    for (const Json& layer : from_split->details["layers"])
+      EXPECT_LT(layer["smoothing_check"].get<double>(), 0x1p-7);
+    const ModelDir x = ModelDir::open(a).value();
+    const ModelDir y = ModelDir::open(b).value();
+    ASSERT_EQ(x.tensor_names(), y.tensor_names());
+    EXPECT_TRUE(x.has("model.layers.0.mlp.experts.3.down_proj.weight_packed"));
+    for (const std::string& name : x.tensor_names()) {
+      const Tensor p = x.tensor(name).value();
+      ASSERT_EQ(std::memcmp(p.data, y.tensor(name)->data, p.num_bytes()), 0) << name;
+    }
+    test::ModelHarness quantized(a, Backend::kCpu);
+    test::ModelHarness parent(model, Backend::kCpu);
+    const std::vector<float> expected = parent.run({{0, options.calibration[0]}});
+    const std::vector<float> found = quantized.run({{0, options.calibration[0]}});
+    double error = 0;
+    double total = 0;
+    for (size_t i = 0; i < found.size(); ++i) {
+      error += std::pow(static_cast<double>(found[i] - expected[i]), 2);
+      total += std::pow(static_cast<double>(expected[i]), 2);
+    }
+    EXPECT_LT(std::sqrt(error / total), 0.1);
+  }
 }
 
 // A run that is killed behind any layer and then resumed ends in the bytes of one that was not.
