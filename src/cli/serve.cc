@@ -42,15 +42,7 @@ struct ServeFlags {
     v.option("reasoning-field", &reasoning_field, "where reasoning goes in answers",
              {"both", "reasoning", "reasoning_content"});
     v.option("enable-auto-tool-choice", &enable_auto_tool_choice, "parse tool calls");
-    v.option("max-model-len", &engine.max_model_len, "context, 0 for the model's own or what fits");
-    v.option("max-num-seqs", &engine.max_num_seqs, "sequences in a batch");
-    v.option("max-num-batched-tokens", &engine.max_num_batched_tokens, "tokens in a step");
-    v.option("block-size", &engine.block_size, "tokens in a KV block");
-    v.option("dtype", &engine.dtype, "of activations");
-    v.option("kv-cache-dtype", &engine.kv_cache_dtype, "auto: the activations' dtype");
-    v.option("kv-cache-memory-bytes", &engine.kv_cache_bytes, "KV cache size, 0 to choose");
-    v.option("max-queue", &engine.max_queue, "requests that may wait; more get 503");
-    v.option("num-threads", &engine.num_threads, "threads, 0 for all");
+    engine.visit(v);
   }
 };
 

@@ -38,13 +38,35 @@ class DeviceMemory {
   Deleter deleter_ = nullptr;
 };
 
+// Bytes of the memory that allocate() takes from.
+struct DeviceMemoryInfo {
+  size_t total = 0;
+  size_t free = 0;  // may be taken now; other processes' memory is not in it
+};
+
+// One engine thread uses a device; only memory() may be called from others.
 class Device {
  public:
   virtual ~Device() = default;
   virtual std::string name() const = 0;  // "cpu"
   virtual Ops& ops() = 0;
+  virtual DeviceMemoryInfo memory() const = 0;
   // Zeroed memory, or kOutOfMemory naming `who` and the size.
   virtual Result<DeviceMemory> allocate(size_t bytes, const char* who) = 0;
+  // Zeroed host memory that upload() and download() reach at full speed (pinned on CUDA).
+  virtual Result<DeviceMemory> allocate_host(size_t bytes, const char* who) = 0;
+
+  // Copies, enqueued on the compute stream in order with the operations. Host memory must come from
+  // allocate_host() and stay untouched until synchronize(). On a CPU they are done on return.
+  virtual void upload(void* to_device, const void* from_host, size_t bytes) = 0;
+  virtual void download(void* to_host, const void* from_device, size_t bytes) = 0;
+  virtual void copy(void* to_device, const void* from_device, size_t bytes) = 0;
+  // Returns when everything enqueued so far is done.
+  virtual void synchronize() = 0;
+
+  // A tensor of the checkpoint (host memory, possibly a mapped file) where operations can read it:
+  // itself on a CPU, a copy in the arena elsewhere. Null pointers with a counting arena.
+  virtual Tensor prepare_tensor(const Tensor& on_disk, Arena& arena) = 0;
   // Bytes that the prepared form of `weight` (a disk-layout weight) takes in the arena, and the
   // prepared weight itself; with a counting arena the pointers of the result are null.
   // The CPU keeps the disk layout and returns weights that point into the mapped file.

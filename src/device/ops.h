@@ -42,7 +42,7 @@ struct KvCache {
 struct RopeArgs {
   Tensor x;                  // [num_tokens, num_heads, head_dim], rotated in place
   const int32_t* positions;  // [3, num_tokens]: time, height, width; text has all three equal
-  const float* inv_freq;     // [rotary_dim / 2]
+  const float* inv_freq;     // [rotary_dim / 2], at most 128; host memory on every device
   int32_t rotary_dim;        // leading dims that rotate; the rest pass through
   // Frequency i turns by axis 1 if i % 3 == 1 and i < 3 * mrope_section[1], by axis 2 if i % 3 == 2
   // and i < 3 * mrope_section[2], else by axis 0. All zero for one-axis models.

@@ -37,7 +37,7 @@ class EngineImpl final : public Engine {
         sampler_(model_.spec().vocab_size) {}
 
   Status prepare() {
-    NB_TRY(plan_, plan_memory(model_, options_, available_host_bytes()));
+    NB_TRY(plan_, plan_memory(model_, options_, device_->memory().free / 10 * 8));
     NB_TRY(ModelRunner runner, ModelRunner::create(model_, *device_, plan_));
     runner_ = std::make_unique<ModelRunner>(std::move(runner));
     scheduler_ = std::make_unique<Scheduler>(

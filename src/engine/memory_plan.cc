@@ -2,7 +2,6 @@
 #include "engine/memory_plan.h"
 
 #include <algorithm>
-#include <fstream>
 #include <string>
 
 #include "base/format.h"
@@ -87,16 +86,6 @@ Result<MemoryPlan> plan_memory(const Model& model, const EngineOptions& options,
   plan.batch_bytes = sizeof(int32_t) * (static_cast<size_t>(plan.max_num_batched_tokens) * 4 +
                                         seqs * (static_cast<size_t>(full) + 5));
   return plan;
-}
-
-size_t available_host_bytes() {
-  std::ifstream meminfo("/proc/meminfo");
-  std::string key;
-  size_t kib = 0;
-  std::string unit;
-  while (meminfo >> key >> kib >> unit)
-    if (key == "MemAvailable:") return kib * 1024 / 10 * 8;
-  return size_t{1} << 30;
 }
 
 }  // namespace nibble

@@ -35,7 +35,4 @@ struct MemoryPlan {
 Result<MemoryPlan> plan_memory(const Model& model, const EngineOptions& options,
                                size_t available_bytes);
 
-// Memory of this machine that can be reserved now (MemAvailable less a margin).
-size_t available_host_bytes();
-
 }  // namespace nibble

@@ -19,6 +19,19 @@ struct EngineOptions {
   int block_size = 16;
   size_t kv_cache_bytes = 0;  // 0: enough for max_num_seqs / 4 full-length sequences, at least 1
   int max_queue = 256;        // waiting requests
+
+  template <class V>
+  void visit(V& v) {
+    v.option("max-model-len", &max_model_len, "context, 0 for the model's own or what fits");
+    v.option("max-num-seqs", &max_num_seqs, "sequences in a batch");
+    v.option("max-num-batched-tokens", &max_num_batched_tokens, "tokens in a step");
+    v.option("block-size", &block_size, "tokens in a KV block");
+    v.option("dtype", &dtype, "of activations");
+    v.option("kv-cache-dtype", &kv_cache_dtype, "auto: the activations' dtype");
+    v.option("kv-cache-memory-bytes", &kv_cache_bytes, "KV cache size, 0 to choose");
+    v.option("max-queue", &max_queue, "requests that may wait; more get 503");
+    v.option("num-threads", &num_threads, "threads, 0 for all");
+  }
 };
 
 // The named dtypes, or an error that lists them. auto: float32 on a CPU.

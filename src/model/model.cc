@@ -15,6 +15,7 @@ ModelCaches place_caches(const ModelSpec& spec, const CacheShape& shape, DType a
   caches.conv_state.resize(num_layers);
   caches.recurrent_state.resize(num_layers);
   const GatedDeltaNetSpec& d = spec.delta_net;
+  const int num_slots = shape.num_state_slots + shape.num_snapshot_slots;
   for (size_t layer = 0; layer < num_layers; ++layer) {
     if (spec.layers[layer].mixer == MixerKind::kFullAttention) {
       const Shape kv_shape{shape.num_blocks, shape.block_size, spec.attention.num_kv_heads,
@@ -23,12 +24,10 @@ ModelCaches place_caches(const ModelSpec& spec, const CacheShape& shape, DType a
                           arena.tensor(shape.kv_dtype, kv_shape, "values"),
                           {shape.kv_dtype}};
     } else {
-      caches.conv_state[layer] =
-          arena.tensor(activation_dtype, {shape.num_state_slots, d.conv_dim(), d.conv_kernel - 1},
-                       "conv states");
+      caches.conv_state[layer] = arena.tensor(
+          activation_dtype, {num_slots, d.conv_dim(), d.conv_kernel - 1}, "conv states");
       caches.recurrent_state[layer] = arena.tensor(
-          DType::kF32, {shape.num_state_slots, d.num_v_heads, d.head_k_dim, d.head_v_dim},
-          "recurrent states");
+          DType::kF32, {num_slots, d.num_v_heads, d.head_k_dim, d.head_v_dim}, "recurrent states");
     }
   }
   return caches;

@@ -13,14 +13,16 @@ namespace nibble {
 
 // Bytes of cache a sequence needs; engine/ never knows what they mean.
 struct CacheShape {
-  int num_blocks = 0;       // KV blocks over all sequences
-  int block_size = 16;      // tokens
-  int num_state_slots = 0;  // sequences with live recurrent state
+  int num_blocks = 0;          // KV blocks over all sequences
+  int block_size = 16;         // tokens
+  int num_state_slots = 0;     // sequences with live recurrent state
+  int num_snapshot_slots = 0;  // kept states of prefixes: rows behind the live ones
   DType kv_dtype = DType::kF32;
 };
 
 // All caches of a model in one arena: per full-attention layer a KvCache, per linear-attention
-// layer a conv state [slots, conv_dim, kernel - 1] and a recurrent state [slots, nv, dk, dv] F32.
+// layer a conv state [slots, conv_dim, kernel - 1] and a recurrent state [slots, nv, dk, dv] F32,
+// slots = num_state_slots + num_snapshot_slots.
 struct ModelCaches {
   std::vector<KvCache> kv;  // index: layer; empty tensors where the layer has none
   std::vector<Tensor> conv_state;

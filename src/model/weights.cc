@@ -26,7 +26,7 @@ class Binder {
     if (!is_floating(found.dtype) || dtype_size(found.dtype) < 2)
       return make_error(ErrorCode::kUnsupported, "tensor \"{}\" is {}, expected F32, F16 or BF16",
                         name, dtype_name(found.dtype));
-    return found;
+    return device_.prepare_tensor(found, arena_);
   }
 
   Status attention(const std::string& prefix, AttentionWeights* weights) {
@@ -54,7 +54,7 @@ class Binder {
     NB_TRY(weights->out_proj, linear(prefix + "out_proj", hidden, d.value_dim()));
     NB_TRY(const Tensor conv,
            dir_.tensor(prefix + "conv1d.weight", {d.conv_dim(), 1, d.conv_kernel}));
-    weights->conv1d = conv.reshaped({d.conv_dim(), d.conv_kernel});
+    weights->conv1d = device_.prepare_tensor(conv.reshaped({d.conv_dim(), d.conv_kernel}), arena_);
     NB_TRY(weights->a_log, vector(prefix + "A_log", d.num_v_heads));
     NB_TRY(weights->dt_bias, vector(prefix + "dt_bias", d.num_v_heads));
     NB_TRY(weights->norm, vector(prefix + "norm.weight", d.head_v_dim));
@@ -157,8 +157,9 @@ Result<ModelWeights> bind_weights(const ModelDir& dir, const ModelSpec& spec, De
                                   Arena& arena) {
   Binder binder(dir, spec, device, arena);
   ModelWeights weights;
-  NB_TRY(weights.embed_tokens, dir.tensor(spec.weight_prefix + "embed_tokens.weight",
-                                          {spec.vocab_size, spec.hidden_size}));
+  NB_TRY(const Tensor embed_tokens, dir.tensor(spec.weight_prefix + "embed_tokens.weight",
+                                               {spec.vocab_size, spec.hidden_size}));
+  weights.embed_tokens = device.prepare_tensor(embed_tokens, arena);
   for (size_t layer = 0; layer < spec.layers.size(); ++layer) {
     NB_TRY(LayerWeights bound, bind_layer(dir, spec, static_cast<int>(layer), device, arena));
     weights.layers.push_back(std::move(bound));
@@ -168,7 +169,7 @@ Result<ModelWeights> bind_weights(const ModelDir& dir, const ModelSpec& spec, De
     LinearWeight head;
     head.out_features = spec.vocab_size;
     head.in_features = spec.hidden_size;
-    head.dense = weights.embed_tokens;
+    head.dense = embed_tokens;
     weights.lm_head = device.prepare_linear(head, arena);
   } else {
     NB_TRY(weights.lm_head, binder.linear("lm_head", spec.vocab_size, spec.hidden_size));

@@ -95,8 +95,8 @@ class Pipeline {
     Json hashes = Json::object();
     for (const SafetensorsFile& shard : dir.shards()) {
       for (const TensorInfo& info : shard.tensors()) {
-        const bool is_float = info.dtype == DType::kBF16 || info.dtype == DType::kF16 ||
-                              info.dtype == DType::kF32;
+        const bool is_float =
+            info.dtype == DType::kBF16 || info.dtype == DType::kF16 || info.dtype == DType::kF32;
         if (!is_float || info.shape.num_elements() == 0) continue;
         const int64_t columns = info.shape[-1];
         const Tensor rows =

@@ -105,7 +105,8 @@ Json logprob_entry(const TokenEvent& event, const Tokenizer& tokenizer, int num_
 }
 
 std::string finish_name(FinishReason reason, bool has_calls) {
-  if (reason == FinishReason::kAbort) return "abort";
+  if (reason == FinishReason::kAbort || reason == FinishReason::kTimeout) return "abort";
+  if (reason == FinishReason::kRepetition) return "repetition";
   if (has_calls) return "tool_calls";
   return reason == FinishReason::kLength ? "length" : "stop";
 }

@@ -7,15 +7,11 @@
 namespace nibble::cpu {
 namespace {
 
-class CpuDevice final : public Device {
+class CpuDevice final : public HostDevice {
  public:
   explicit CpuDevice(int num_threads) : ops_(num_threads) {}
   std::string name() const override { return "cpu"; }
   Ops& ops() override { return ops_; }
-  Result<DeviceMemory> allocate(size_t bytes, const char* who) override {
-    return allocate_host(bytes, who);
-  }
-  LinearWeight prepare_linear(const LinearWeight& on_disk, Arena&) override { return on_disk; }
 
  private:
   CpuOps ops_;

@@ -7,14 +7,10 @@
 namespace nibble::ref {
 namespace {
 
-class RefDevice final : public Device {
+class RefDevice final : public HostDevice {
  public:
   std::string name() const override { return "reference"; }
   Ops& ops() override { return ops_; }
-  Result<DeviceMemory> allocate(size_t bytes, const char* who) override {
-    return allocate_host(bytes, who);
-  }
-  LinearWeight prepare_linear(const LinearWeight& on_disk, Arena&) override { return on_disk; }
 
  private:
   RefOps ops_;
