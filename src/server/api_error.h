@@ -21,5 +21,7 @@ ApiError to_api_error(const Error& error);
 // {"error": {"message", "type", "param", "code"}}
 Json error_body(const ApiError& error);
 HttpResponse error_reply(const ApiError& error);
+// JSON with its content type; 429 and 503 say when to come back.
+HttpResponse json_reply(const Json& body, int status = 200);
 
 }  // namespace nibble

@@ -1,18 +1,16 @@
-// Routes, and the small endpoints. Chat has its own file.
+// The route table, what surrounds every route, and the small ones.
 #include "server/api_server.h"
 
+#include <chrono>
 #include <ctime>
 
 #include "base/format.h"
 #include "base/text.h"
 #include "base/version.h"
+#include "server/openapi.h"
 
 namespace nibble {
 namespace {
-
-HttpResponse json_reply(const Json& body, int status = 200) {
-  return {.status = status, .body = dump_json(body)};
-}
 
 // Time does not depend on where two strings differ.
 bool equal_secret(std::string_view a, std::string_view b) {
@@ -22,17 +20,86 @@ bool equal_secret(std::string_view a, std::string_view b) {
   return difference == 0;
 }
 
-struct Route {
-  std::string_view path;
-  std::string_view methods;
-};
-constexpr Route kRoutes[] = {
-    {"/health", "GET HEAD"}, {"/ping", "GET HEAD POST"}, {"/version", "GET"},
-    {"/v1/models", "GET"},   {"/metrics", "GET"},        {"/v1/chat/completions", "POST"},
-    {"/tokenize", "POST"},   {"/detokenize", "POST"},
+bool has_word(std::string_view words, std::string_view word) {
+  return (" " + std::string(words) + " ").find(" " + std::string(word) + " ") != std::string::npos;
+}
+
+// Does `path` fit `pattern`, whose {id} is one segment?
+bool matches(std::string_view pattern, std::string_view path, std::string* id) {
+  const size_t hole = pattern.find("{id}");
+  if (hole == std::string_view::npos) return pattern == path;
+  const std::string_view before = pattern.substr(0, hole);
+  const std::string_view after = pattern.substr(hole + 4);
+  if (!path.starts_with(before) || !path.ends_with(after) ||
+      path.size() <= before.size() + after.size())
+    return false;
+  *id = path.substr(hole, path.size() - before.size() - after.size());
+  return id->find('/') == std::string::npos;
+}
+
+// Remembers the status of an answer and adds what every answer of the API carries.
+class ObservedReply final : public HttpReply {
+ public:
+  ObservedReply(HttpReply& reply, std::string request_id)
+      : reply_(reply), request_id_(std::move(request_id)) {}
+
+  void send(HttpResponse response) override {
+    note(response);
+    reply_.send(std::move(response));
+  }
+  void begin_stream(HttpResponse head) override {
+    note(head);
+    reply_.begin_stream(std::move(head));
+  }
+  bool write(std::string piece) override { return reply_.write(std::move(piece)); }
+  void end_stream() override { reply_.end_stream(); }
+  bool client_gone() const override { return reply_.client_gone(); }
+  void on_client_gone(std::function<void()> callback) override {
+    reply_.on_client_gone(std::move(callback));
+  }
+  int status() const { return status_; }
+
+ private:
+  void note(HttpResponse& response) {
+    status_ = response.status;
+    if (!request_id_.empty()) response.headers.emplace("X-Request-Id", request_id_);
+  }
+
+  HttpReply& reply_;
+  std::string request_id_;
+  int status_ = 500;
 };
 
 }  // namespace
+
+std::span<const ApiServer::Route> ApiServer::routes() {
+  using Api = ApiServer;
+  static constexpr Route kRoutes[] = {
+      {"/health", "GET HEAD", "200 while the engine works, 503 when it has died", "", &Api::health},
+      {"/ping", "GET HEAD POST", "The same, for load balancers", "", &Api::health},
+      {"/version", "GET", "The server's version", "", &Api::version},
+      {"/load", "GET", "Requests that generate at the moment", "", &Api::load},
+      {"/metrics", "GET", "Prometheus metrics", "", &Api::metrics},
+      {"/openapi.json", "GET", "This document", "", &Api::openapi},
+      {"/v1/models", "GET", "The served model under each of its names", "", &Api::models},
+      {"/v1/chat/completions", "POST", "A chat completion, whole or streamed", "ChatRequest",
+       &Api::chat},
+      {"/v1/completions", "POST", "A text completion, whole or streamed", "CompletionRequest",
+       &Api::completions},
+      {"/v1/responses", "POST", "OpenAI Responses", "ResponsesRequest", &Api::responses},
+      {"/v1/responses/{id}", "GET", "A stored response", "", &Api::get_response},
+      {"/v1/responses/{id}/cancel", "POST", "Ends a response that is still streaming", "",
+       &Api::cancel_response},
+      {"/v1/messages", "POST", "Anthropic Messages", "MessagesRequest", &Api::messages},
+      {"/v1/messages/count_tokens", "POST", "Prompt tokens of a Messages request",
+       "MessagesRequest", &Api::count_tokens},
+      {"/tokenize", "POST", "Text or messages to token ids", "TokenizeRequest", &Api::tokenize},
+      {"/detokenize", "POST", "Token ids to text", "DetokenizeRequest", &Api::detokenize},
+      {"/invocations", "POST", "Chat or completion, by the form of the body", "ChatRequest",
+       &Api::invocations},
+  };
+  return kRoutes;
+}
 
 Result<std::unique_ptr<ApiServer>> ApiServer::create(ServedModel& model, ApiOptions options) {
   NB_CHECK(!options.served_model_names.empty(), "a served model has a name");
@@ -45,7 +112,10 @@ Result<std::unique_ptr<ApiServer>> ApiServer::create(ServedModel& model, ApiOpti
 }
 
 ApiServer::ApiServer(ServedModel& model, ApiOptions options)
-    : model_(model), options_(std::move(options)), created_(std::time(nullptr)) {}
+    : model_(model),
+      options_(std::move(options)),
+      created_(std::time(nullptr)),
+      metrics_(options_.served_model_names[0], model.engine->max_model_len()) {}
 
 bool ApiServer::is_quick(const HttpRequest& request) {
   return request.method == "GET" || request.method == "HEAD";
@@ -58,39 +128,86 @@ HttpResponse ApiServer::error_response(int status, std::string_view message) {
   return error_reply(error);
 }
 
+// Everything but the signs of life needs a key.
 bool ApiServer::authorized(const HttpRequest& request) const {
-  if (options_.api_keys.empty() || !request.path.starts_with("/v1")) return true;
-  const auto it = request.headers.find("authorization");
-  if (it == request.headers.end()) return false;
-  const std::string_view value = it->second;
-  const size_t space = value.find(' ');
-  if (space == std::string_view::npos || ascii_lower(value.substr(0, space)) != "bearer")
-    return false;
+  if (options_.api_keys.empty() || request.method == "OPTIONS") return true;
+  for (const std::string_view open : {"/health", "/ping", "/version", "/metrics"})
+    if (request.path == open) return true;
+  std::string_view given;
+  const auto bearer = request.headers.find("authorization");
+  if (bearer != request.headers.end()) {
+    const std::string_view value = bearer->second;
+    const size_t space = value.find(' ');
+    if (space != std::string_view::npos && ascii_lower(value.substr(0, space)) == "bearer")
+      given = value.substr(space + 1);
+  }
+  // What Anthropic's clients send.
+  const auto key = request.headers.find("x-api-key");
+  if (given.empty() && key != request.headers.end() && request.path.starts_with("/v1/messages"))
+    given = key->second;
   bool found = false;
-  for (const std::string& key : options_.api_keys)
-    found = equal_secret(value.substr(space + 1), key) || found;
-  return found;
+  for (const std::string& known : options_.api_keys) found = equal_secret(given, known) || found;
+  return found && !given.empty();
 }
 
 void ApiServer::handle(const HttpRequest& request, HttpReply& reply) {
-  if (!authorized(request)) return reply.send(json_reply({{"error", "Unauthorized"}}, 401));
-  const Route* route = nullptr;
-  for (const Route& candidate : kRoutes)
-    if (candidate.path == request.path) route = &candidate;
-  if (!route) return reply.send(json_reply({{"detail", "Not Found"}}, 404));
-  if ((" " + std::string(route->methods) + " ").find(" " + request.method + " ") ==
-      std::string::npos)
-    return reply.send(json_reply({{"detail", "Method Not Allowed"}}, 405));
-  if (request.path == "/v1/chat/completions") return chat(request, reply);
-  if (request.path == "/tokenize") return tokenize(request, reply);
-  if (request.path == "/detokenize") return detokenize(request, reply);
-  if (request.path == "/v1/models") return reply.send(models());
-  if (request.path == "/metrics") return reply.send(metrics());
-  if (request.path == "/version") return reply.send(json_reply({{"version", kVersion}}));
-  reply.send({.status = 200, .body = ""});  // health, ping
+  std::string request_id;
+  if (options_.request_id_headers) {
+    const auto given = request.headers.find("x-request-id");
+    request_id = given != request.headers.end() ? given->second : random_hex(32);
+  }
+  ObservedReply observed(reply, std::move(request_id));
+  const auto start = std::chrono::steady_clock::now();
+  dispatch(request, observed);
+  // Series per route, not per path: a client must not be able to make new ones.
+  std::string_view name = "none";
+  std::string id;
+  for (const Route& route : routes())
+    if (matches(route.path, request.path, &id)) name = route.path;
+  for (const std::string_view quiet : {"/metrics", "/health", "/load", "/ping", "/version"})
+    if (name == quiet) return;
+  const bool known_method = has_word("GET HEAD POST OPTIONS PUT DELETE PATCH", request.method);
+  metrics_.http_request(
+      name, known_method ? std::string_view(request.method) : "other", observed.status(),
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(),
+      request.body.size());
 }
 
-HttpResponse ApiServer::models() const {
+void ApiServer::dispatch(const HttpRequest& request, HttpReply& reply) {
+  if (!authorized(request)) return reply.send(json_reply({{"error", "Unauthorized"}}, 401));
+  bool path_found = false;
+  for (const Route& route : routes()) {
+    std::string id;
+    if (!matches(route.path, request.path, &id)) continue;
+    path_found = true;
+    if (has_word(route.methods, request.method)) return (this->*route.handle)(request, reply, id);
+  }
+  if (path_found) return reply.send(json_reply({{"detail", "Method Not Allowed"}}, 405));
+  reply.send(json_reply({{"detail", "Not Found"}}, 404));
+}
+
+void ApiServer::health(const HttpRequest&, HttpReply& reply, const std::string&) {
+  reply.send({.status = 200, .body = ""});
+}
+
+void ApiServer::version(const HttpRequest&, HttpReply& reply, const std::string&) {
+  reply.send(json_reply({{"version", kVersion}}));
+}
+
+void ApiServer::load(const HttpRequest&, HttpReply& reply, const std::string&) {
+  reply.send(json_reply({{"server_load", num_at_work_.load()}}));
+}
+
+void ApiServer::metrics(const HttpRequest&, HttpReply& reply, const std::string&) {
+  reply.send({.content_type = "text/plain; version=0.0.4; charset=utf-8",
+              .body = metrics_.render(model_.engine->stats(), options_.cache_config)});
+}
+
+void ApiServer::openapi(const HttpRequest&, HttpReply& reply, const std::string&) {
+  reply.send(json_reply(openapi_document(!options_.api_keys.empty())));
+}
+
+void ApiServer::models(const HttpRequest&, HttpReply& reply, const std::string&) {
   Json data = Json::array();
   for (const std::string& name : options_.served_model_names)
     data.push_back({{"id", name},
@@ -100,60 +217,19 @@ HttpResponse ApiServer::models() const {
                     {"root", model_.dir.path().string()},
                     {"parent", nullptr},
                     {"max_model_len", model_.engine->max_model_len()},
-                    {"permission", Json::array()}});
-  return json_reply({{"object", "list"}, {"data", data}});
-}
-
-HttpResponse ApiServer::metrics() const {
-  const EngineStats stats = model_.engine->stats();
-  std::string out;
-  const auto add = [&](std::string_view name, std::string_view type, std::string_view help,
-                       double value) {
-    out += format("# HELP {} {}\n# TYPE {} {}\n{}{{model_name=\"{}\"}} {}\n", name, help, name,
-                  type, name, options_.served_model_names[0], value);
-  };
-  add("vllm:num_requests_running", "gauge", "Requests in the batch.", stats.num_running);
-  add("vllm:num_requests_waiting", "gauge", "Requests waiting.", stats.num_waiting);
-  add("vllm:kv_cache_usage_perc", "gauge", "KV cache in use, 0 to 1.", stats.kv_usage);
-  add("vllm:num_preemptions_total", "counter", "Preemptions.",
-      static_cast<double>(stats.num_preemptions));
-  add("vllm:prompt_tokens_total", "counter", "Prompt tokens run.",
-      static_cast<double>(stats.prompt_tokens));
-  add("vllm:generation_tokens_total", "counter", "Tokens generated.",
-      static_cast<double>(stats.generated_tokens));
-  add("nibble:requests_finished_total", "counter", "Requests answered in full.",
-      static_cast<double>(num_finished_.load()));
-  add("nibble:requests_failed_total", "counter", "Requests refused, failed or aborted.",
-      static_cast<double>(num_failed_.load()));
-  return {.content_type = "text/plain; version=0.0.4; charset=utf-8", .body = out};
-}
-
-void ApiServer::tokenize(const HttpRequest& request, HttpReply& reply) {
-  const Result<Json> body = parse_json(request.body, "body");
-  if (!body || !body->is_object() || !body->value("prompt", Json()).is_string())
-    return reply.send(error_reply(
-        {400, "Bad Request", "prompt: expected a string (parameter=prompt)", "prompt"}));
-  const std::vector<int32_t> ids =
-      model_.tokenizer.encode((*body)["prompt"].get_ref<const std::string&>());
-  reply.send(json_reply({{"count", ids.size()},
-                         {"max_model_len", model_.engine->max_model_len()},
-                         {"tokens", ids},
-                         {"token_strs", nullptr}}));
-}
-
-void ApiServer::detokenize(const HttpRequest& request, HttpReply& reply) {
-  const Result<Json> body = parse_json(request.body, "body");
-  std::vector<int32_t> ids;
-  bool ok = body && body->is_object() && body->value("tokens", Json()).is_array();
-  if (ok)
-    for (const Json& id : (*body)["tokens"]) {
-      ok = ok && id.is_number_unsigned() && id.get<uint64_t>() < INT32_MAX;
-      if (ok) ids.push_back(id.get<int32_t>());
-    }
-  if (!ok)
-    return reply.send(error_reply(
-        {400, "Bad Request", "tokens: expected a list of token ids (parameter=tokens)", "tokens"}));
-  reply.send(json_reply({{"prompt", model_.tokenizer.decode(ids)}}));
+                    {"permission", Json::array({{{"id", "modelperm-" + name},
+                                                 {"object", "model_permission"},
+                                                 {"created", created_},
+                                                 {"allow_create_engine", false},
+                                                 {"allow_sampling", true},
+                                                 {"allow_logprobs", true},
+                                                 {"allow_search_indices", false},
+                                                 {"allow_view", true},
+                                                 {"allow_fine_tuning", false},
+                                                 {"organization", "*"},
+                                                 {"group", nullptr},
+                                                 {"is_blocking", false}}})}});
+  reply.send(json_reply({{"object", "list"}, {"data", data}}));
 }
 
 }  // namespace nibble

@@ -1,4 +1,5 @@
-// The body of POST /v1/chat/completions: fields, defaults and checks as in vLLM.
+// The body of POST /v1/chat/completions: fields, defaults and checks as in vLLM. The other chat
+// dialects are translated to this form first.
 #pragma once
 
 #include <optional>
@@ -6,41 +7,38 @@
 #include <vector>
 
 #include "base/json.h"
-#include "engine/request.h"
 #include "server/api_error.h"
+#include "server/generation_request.h"
 
 namespace nibble {
 
-struct ChatRequest {
-  std::string model;
+enum class ToolChoice { kNone, kAuto, kRequired, kNamed };
+
+struct ChatRequest : GenerationRequest {
   Json messages;
   Json tools = Json::array();
-  bool parse_tools = false;  // tools given and tool_choice is auto
-  SamplingParams sampling;
-  std::optional<int64_t> max_tokens;
-  std::string max_tokens_name = "max_tokens";  // as the client called it
-  std::vector<std::string> stop;
-  std::vector<int32_t> stop_token_ids;
-  bool include_stop = false;
-  bool ignore_eos = false;
-  bool skip_special_tokens = true;
-  int num_choices = 1;
-  bool stream = false;
-  bool include_usage = false;
-  bool continuous_usage = false;
+  ToolChoice tool_choice = ToolChoice::kNone;
+  std::string tool_name;  // of kNamed
   bool parallel_tool_calls = true;
   bool include_reasoning = true;
   bool logprobs = false;
   int top_logprobs = 0;
   bool add_generation_prompt = true;
   bool continue_final_message = false;
+  bool return_prompt_text = false;
+  Json documents;
+  std::string chat_template;  // "" unless the server trusts requests with one
   Json template_kwargs = Json::object();
-  std::string request_id;
+
+  bool parses_tools() const { return tool_choice != ToolChoice::kNone; }
 };
 
-// `generation_config` gives the sampling defaults. Unknown fields are ignored; fields that ask for
-// what nibble cannot do yet are 501 rather than ignored. Returns the first error.
-std::optional<ApiError> parse_chat_request(const Json& body, const Json& generation_config,
+// Unknown fields are ignored; fields that ask for what nibble cannot do are refused. Returns the
+// first error.
+std::optional<ApiError> parse_chat_request(const Json& body, const RequestDefaults& defaults,
                                            ChatRequest* request);
+
+// The messages, tools and template fields alone: what rendering a prompt needs (/tokenize).
+void read_prompt_fields(Fields& fields, const RequestDefaults& defaults, ChatRequest* out);
 
 }  // namespace nibble

@@ -16,8 +16,10 @@ Result<Json> normalize_content(const Json& content, bool keep_parts) {
   std::string joined;
   for (const Json& part : content) {
     const Json type = part.is_object() ? part.value("type", Json()) : Json();
-    if (type == "image_url" || type == "image" || type == "video_url" || type == "input_audio")
-      return make_error(ErrorCode::kUnsupported, "content part {}: this server reads text only",
+    if (type == "image_url" || type == "image" || type == "image_embeds" || type == "video_url" ||
+        type == "input_audio" || type == "audio_url" || type == "file")
+      return make_error(ErrorCode::kInvalidArgument,
+                        "content part {}: this model reads text only; nothing was fetched",
                         dump_json(type));
     if (type != "text" || !part.value("text", Json()).is_string())
       return make_error(ErrorCode::kInvalidArgument, "Unsupported chat content part type: {}",
@@ -77,6 +79,13 @@ Result<Json> normalize_message(const Json& message, size_t index, bool keep_part
   return out;
 }
 
+Result<std::string> render(const ServedModel& model, const ChatRequest& request,
+                           const Json& variables) {
+  if (request.chat_template.empty()) return model.chat_template.render(variables);
+  NB_TRY(const ChatTemplate own, ChatTemplate::parse(request.chat_template, "chat_template"));
+  return own.render(variables);
+}
+
 }  // namespace
 
 Result<std::string> build_prompt(const ServedModel& model, const ChatRequest& request) {
@@ -89,7 +98,8 @@ Result<std::string> build_prompt(const ServedModel& model, const ChatRequest& re
   variables["messages"] = messages;
   variables["add_generation_prompt"] = request.add_generation_prompt;
   if (!request.tools.empty()) variables["tools"] = request.tools;
-  NB_TRY(std::string prompt, model.chat_template.render(variables));
+  if (!request.documents.is_null()) variables["documents"] = request.documents;
+  NB_TRY(std::string prompt, render(model, request, variables));
   if (!request.continue_final_message) return prompt;
   // The last message stays open: what the template put behind its text goes.
   const Json& content = messages.back()["content"];

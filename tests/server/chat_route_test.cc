@@ -3,129 +3,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <deque>
-
-#include "server/api_server.h"
-#include "support/paths.h"
+#include "support/scripted_api.h"
 
 namespace nibble {
 namespace {
 
-constexpr int kMaxModelLen = 4096;
-
-// Answers every request with the same token ids, one event each.
-class ScriptedEngine final : public Engine {
- public:
-  Result<std::unique_ptr<RequestHandle>> submit(Request request) override {
-    last_request = request;
-    if (refuse) return *refuse;
-    auto handle = std::make_unique<Handle>();
-    const int num_tokens = std::min<int>(request.max_tokens, static_cast<int>(script.size()));
-    for (int i = 0; i < num_tokens; ++i) {
-      TokenEvent event;
-      event.token = script[static_cast<size_t>(i)];
-      event.logprob = -0.5f;
-      const bool stops =
-          std::ranges::find(request.stop_token_ids, event.token) != request.stop_token_ids.end();
-      if (stops) event.stop_token = event.token;
-      if (stops || i + 1 == num_tokens)
-        event.finish = stops ? FinishReason::kStop : FinishReason::kLength;
-      handle->events.push_back(event);
-      if (stops) break;
-    }
-    if (fail) {
-      TokenEvent& event = handle->events[handle->events.size() / 2];
-      event = {};
-      event.finish = FinishReason::kError;
-      event.error = "the device is gone";
-    }
-    return std::unique_ptr<RequestHandle>(std::move(handle));
-  }
-  EngineStats stats() const override { return {}; }
-  const ModelSpec& spec() const override { return spec_; }
-  int max_model_len() const override { return kMaxModelLen; }
-
-  std::vector<int32_t> script;
-  std::optional<Error> refuse;
-  bool fail = false;
-  Request last_request;
-  ScriptedEngine() { spec_.vocab_size = 4096; }
-
- private:
-  struct Handle final : RequestHandle {
-    TokenEvent next() override {
-      TokenEvent event = events.front();
-      events.pop_front();
-      return event;
-    }
-    void cancel() override {}
-    std::deque<TokenEvent> events;
-  };
-  ModelSpec spec_;
-};
-
-struct RecordedReply final : HttpReply {
-  void send(HttpResponse response) override { answer = std::move(response); }
-  void begin_stream(HttpResponse head) override { answer = std::move(head); }
-  bool write(std::string piece) override {
-    pieces.push_back(std::move(piece));
-    return true;
-  }
-  void end_stream() override { ended = true; }
-  bool client_gone() const override { return false; }
-  void on_client_gone(std::function<void()>) override {}
-
-  HttpResponse answer;
-  std::vector<std::string> pieces;
-  bool ended = false;
-};
-
-class ChatRoute : public testing::Test {
- protected:
-  ChatRoute() : model_(ServedModel::read(test::bundled_model("nibble-demo-14m").string()).value()) {
-    auto engine = std::make_unique<ScriptedEngine>();
-    engine_ = engine.get();
-    model_->engine = std::move(engine);
-    api_ = ApiServer::create(*model_, {.served_model_names = {"demo", "alias"},
-                                       .api_keys = {},
-                                       .tool_parser = model_->tool_parser,
-                                       .reasoning_parser = model_->reasoning_parser})
-               .value();
-  }
-
-  void say(std::string_view text) {
-    engine_->script = model_->tokenizer.encode(text);
-    engine_->script.push_back(model_->stop_token_ids[0]);
-  }
-  RecordedReply post(const Json& body) { return post_text(dump_json(body)); }
-  RecordedReply post_text(std::string body) {
-    RecordedReply reply;
-    api_->handle({.method = "POST",
-                  .path = "/v1/chat/completions",
-                  .query = "",
-                  .headers = {{"content-type", "application/json"}},
-                  .body = std::move(body),
-                  .remote_address = ""},
-                 reply);
-    return reply;
-  }
-  static Json parsed(const RecordedReply& reply) {
-    return parse_json(reply.answer.body, "answer").value();
-  }
-  static Json user(std::string_view text) {
-    return {{"messages", Json::array({{{"role", "user"}, {"content", text}}})}};
-  }
-  static Json weather_tools() {
-    return parse_json(R"([{"type": "function", "function": {"name": "weather", "parameters": {
-      "type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}}}])",
-                      "tools")
-        .value();
-  }
-
-  std::unique_ptr<ServedModel> model_;
-  ScriptedEngine* engine_;
-  std::unique_ptr<ApiServer> api_;
-};
+using test::kMaxModelLen;
+using test::RecordedReply;
+using ChatRoute = test::ScriptedApi;
 
 constexpr std::string_view kTwoCalls =
     "I should look.\n</think>\n\nLet me see.\n<tool_call>\n<function=weather>\n<parameter=city>\n"
@@ -162,11 +47,12 @@ TEST_F(ChatRoute, SplitsReasoningContentAndToolCalls) {
 // Puts the chunks of choice 0 together as a client does.
 Json reassemble(const RecordedReply& reply, Json* finish) {
   Json message = {{"content", ""}, {"reasoning", ""}, {"calls", Json::array()}};
-  for (size_t i = 0; i < reply.pieces.size(); ++i) {
-    const std::string& piece = reply.pieces[i];
+  const std::vector<std::string> pieces = reply.events();
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    const std::string& piece = pieces[i];
     EXPECT_TRUE(piece.starts_with("data: ") && piece.ends_with("\n\n")) << piece;
     const std::string data = piece.substr(6, piece.size() - 8);
-    if (i + 1 == reply.pieces.size()) {
+    if (i + 1 == pieces.size()) {
       EXPECT_EQ(data, "[DONE]");
       break;
     }
@@ -259,8 +145,9 @@ TEST_F(ChatRoute, UsageComesInAStreamWhenAsked) {
   body["stream"] = true;
   body["stream_options"] = {{"include_usage", true}};
   const RecordedReply reply = post(body);
-  ASSERT_GE(reply.pieces.size(), 3u);
-  const std::string& piece = reply.pieces[reply.pieces.size() - 2];
+  const std::vector<std::string> pieces = reply.events();
+  ASSERT_GE(pieces.size(), 3u);
+  const std::string& piece = pieces[pieces.size() - 2];
   const Json chunk = parse_json(piece.substr(6), "chunk").value();
   EXPECT_TRUE(chunk["choices"].empty());
   EXPECT_EQ(chunk["usage"]["completion_tokens"], engine_->script.size());
@@ -292,7 +179,7 @@ TEST_F(ChatRoute, EveryBadRequestGetsItsStatusAndNamesTheField) {
       {R"({"messages": [{"role": "user", "content": 3}]})", 400, "", "content"},
       {R"({"messages": [{"role": "user", "content": [{"type": "smell"}]}]})", 400, "",
        "Unsupported chat content part type"},
-      {R"({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]})", 501, "",
+      {R"({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]})", 400, "",
        "text only"},
       {R"({"messages": [{"role": "judge", "content": "x"}]})", 400, "", ""},
       {R"({"model": "other"})", 404, "model", "The model `other` does not exist."},
@@ -350,9 +237,10 @@ TEST_F(ChatRoute, EngineTroubleIsReportedBeforeAndDuringAStream) {
   Json body = user("Hello");
   body["stream"] = true;
   const RecordedReply reply = post(body);
-  ASSERT_GE(reply.pieces.size(), 2u);
-  EXPECT_THAT(reply.pieces[reply.pieces.size() - 2], testing::HasSubstr("the device is gone"));
-  EXPECT_EQ(reply.pieces.back(), "data: [DONE]\n\n");
+  const std::vector<std::string> pieces = reply.events();
+  ASSERT_GE(pieces.size(), 2u);
+  EXPECT_THAT(pieces[pieces.size() - 2], testing::HasSubstr("the device is gone"));
+  EXPECT_EQ(pieces.back(), "data: [DONE]\n\n");
 }
 
 TEST_F(ChatRoute, OtherRoutesAnswerAsDocumented) {
@@ -361,7 +249,7 @@ TEST_F(ChatRoute, OtherRoutesAnswerAsDocumented) {
     api_->handle({.method = method,
                   .path = path,
                   .query = "",
-                  .headers = {},
+                  .headers = {{"content-type", "application/json"}},
                   .body = body,
                   .remote_address = ""},
                  reply);
