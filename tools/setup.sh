@@ -5,7 +5,7 @@ set -euo pipefail
 
 level=${1:-build}
 packages=(g++ cmake ninja-build ccache mold pkg-config make curl
-  libfmt-dev libspdlog-dev nlohmann-json3-dev libyaml-cpp-dev libcli11-dev libre2-dev
+  libfmt-dev libspdlog-dev nlohmann-json3-dev libyaml-cpp-dev libre2-dev
   libpcre2-dev libutf8proc-dev libhwy-dev libssl-dev)
 if [ "$level" = test ]; then
   packages+=(libgtest-dev libgmock-dev librapidcheck-dev libbenchmark-dev clang python3)

@@ -26,7 +26,7 @@ BELOW = {
 # A library and the only files that may include it (prefixes of the path below src/).
 DOORKEEPERS = {
     r"nlohmann/": ["base/json."], r"spdlog/": ["base/log."], r"fmt/": ["base/format."],
-    r"CLI/": ["base/options."], r"yaml-cpp/": ["base/yaml."], r"openssl/": ["base/hash.", "net/"],
+    r"yaml-cpp/": ["base/yaml."], r"openssl/": ["base/hash.", "net/"],
     r"boost/": ["net/"], r"utf8proc": ["text/unicode."], r"re2/": ["base/pattern."],
     r"pcre2": ["text/regex."], r"hwy/": ["device/cpu/"], r"cuda": ["device/cuda/"],
     r"nccl": ["device/comm/"],

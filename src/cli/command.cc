@@ -16,6 +16,7 @@ constexpr Command kCommands[] = {
     {"verify", "check that a checkpoint is whole and computes", verify},
     {"card", "write the model card", card},
     {"recipe", "explain what a recipe would do", recipe},
+    {"debug", "take replies apart, for people who debug clients", debug},
 };
 
 constexpr const char* kMarkdownFlag = "--help-markdown";  // one section of the reference
@@ -49,10 +50,12 @@ Parsed finish(OptionSet& set, Arguments arguments) {
     std::fputs(set.markdown().c_str(), stdout);
     return {false, 0};
   }
-  const Result<OptionSet::Outcome> outcome = set.parse(arguments);
+  Result<OptionSet::Outcome> outcome = set.parse(arguments);
   if (!outcome) return {false, fail(outcome.error())};
-  if (!outcome->help_requested) return {true, 0};
-  std::fputs(set.help().c_str(), stdout);
+  for (const std::string& warning : outcome->warnings)
+    std::fprintf(stderr, "nibble: warning: %s\n", warning.c_str());
+  if (!outcome->help_requested) return {true, 0, std::move(*outcome)};
+  std::fputs(set.help(outcome->help_topic).c_str(), stdout);
   return {false, 0};
 }
 

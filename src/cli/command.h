@@ -22,6 +22,7 @@ int fidelity(Arguments arguments);
 int recipe(Arguments arguments);
 int verify(Arguments arguments);
 int card(Arguments arguments);
+int debug(Arguments arguments);
 
 struct Command {
   std::string_view name;
@@ -41,6 +42,7 @@ int fail(const Error& error);
 struct Parsed {
   bool ok = false;
   int exit = 0;
+  OptionSet::Outcome outcome = {};
 };
 Parsed finish(OptionSet& set, Arguments arguments);
 

@@ -1,53 +1,31 @@
 // nibble serve MODEL: the OpenAI-compatible server, until a signal.
+#include <algorithm>
+#include <atomic>
 #include <csignal>
 #include <cstdio>
-#include <cstdlib>
 
 #include "base/file.h"
 #include "base/format.h"
+#include "base/hash.h"
 #include "base/log.h"
+#include "base/text.h"
+#include "base/version.h"
 #include "cli/command.h"
+#include "cli/serve_options.h"
 #include "server/api_server.h"
+#include "server/scripted_engine.h"
 
 namespace nibble::cli {
 namespace {
 
-struct ServeFlags {
-  std::string model;
-  std::string host = "127.0.0.1";
-  int port = 8000;
-  std::vector<std::string> served_model_name;
-  std::vector<std::string> api_key;
-  bool insecure = false;
-  std::string chat_template;
-  std::string tool_call_parser = "auto";
-  std::string reasoning_parser = "auto";
-  std::string reasoning_field = "both";
-  bool enable_auto_tool_choice = true;
-  EngineOptions engine;
-
-  template <class V>
-  void visit(V& v) {
-    v.positional("MODEL", &model, "checkpoint directory");
-    v.option("host", &host, "address to listen on");
-    v.option("port", &port, "port to listen on, 0 for any free one");
-    v.option("served-model-name", &served_model_name, "names of the model in requests");
-    v.option("api-key", &api_key, "keys that guard /v1 (also NIBBLE_API_KEY, VLLM_API_KEY)");
-    v.option("insecure", &insecure, "listen on a public address without a key");
-    v.option("chat-template", &chat_template, "file that replaces the model's chat template");
-    v.option("tool-call-parser", &tool_call_parser, "auto: what the chat template asks for",
-             {"auto", "none", "qwen3_coder", "hermes"});
-    v.option("reasoning-parser", &reasoning_parser, "auto: what the chat template asks for",
-             {"auto", "none", "qwen3"});
-    v.option("reasoning-field", &reasoning_field, "where reasoning goes in answers",
-             {"both", "reasoning", "reasoning_content"});
-    v.option("enable-auto-tool-choice", &enable_auto_tool_choice, "parse tool calls");
-    engine.visit(v);
-  }
-};
-
 bool is_local(const std::string& host) {
   return host == "127.0.0.1" || host == "localhost" || host == "::1";
+}
+
+LogLevel log_level_of(const std::string& name) {
+  if (name == "debug" || name == "trace") return LogLevel::kDebug;
+  if (name == "warning") return LogLevel::kWarning;
+  return name == "error" || name == "critical" ? LogLevel::kError : LogLevel::kInfo;
 }
 
 // Blocks the signals that end the server, in this thread and those started later.
@@ -60,57 +38,200 @@ sigset_t block_signals() {
   return set;
 }
 
-Result<int> serve_until_signal(ServeFlags& flags) {
-  for (const char* name : {"NIBBLE_API_KEY", "VLLM_API_KEY"})
-    if (const char* key = std::getenv(name); key && *key && flags.api_key.empty())
-      flags.api_key.emplace_back(key);
-  if (!is_local(flags.host) && flags.api_key.empty() && !flags.insecure)
-    return make_error(ErrorCode::kInvalidArgument,
-                      "--host {} is reachable from other machines and no key is set; give "
-                      "--api-key KEY, or --insecure to serve everyone",
-                      flags.host);
-  std::string template_text;
-  if (!flags.chat_template.empty()) {
-    NB_TRY(template_text, read_file(flags.chat_template, size_t{16} << 20));
-  }
-  const sigset_t signals = block_signals();
-  NB_TRY(const std::unique_ptr<ServedModel> model,
-         ServedModel::open(flags.model, flags.engine, template_text));
+// The template itself, or the file that has it.
+Result<std::string> read_template(const std::string& given) {
+  if (given.empty() || given.find_first_of("{}\n") != std::string::npos) return given;
+  Result<std::string> text = read_file(given, size_t{16} << 20);
+  if (text) return text;
+  return make_error(ErrorCode::kInvalidArgument,
+                    "--chat-template {}: neither a file ({}) nor a template", given,
+                    text.error().message);
+}
 
-  ApiOptions api_options;
-  api_options.served_model_names = flags.served_model_name;
-  if (api_options.served_model_names.empty()) api_options.served_model_names = {flags.model};
-  api_options.api_keys = flags.api_key;
+// Keys and values of --compilation-config; graphs are made where there is a GPU.
+Status check_compilation(const Json& config) {
+  static constexpr std::string_view kKeys[] = {"mode",
+                                               "level",
+                                               "cudagraph_mode",
+                                               "cudagraph_capture_sizes",
+                                               "backend",
+                                               "use_inductor",
+                                               "max_cudagraph_capture_size",
+                                               "custom_ops",
+                                               "pass_config",
+                                               "splitting_ops",
+                                               "use_cudagraph",
+                                               "cudagraph_num_of_warmups"};
+  static constexpr std::string_view kModes[] = {"none", "piecewise", "full", "full_decode_only",
+                                                "full_and_piecewise"};
+  for (const auto& [key, value] : config.items()) {
+    const auto known = [&](std::string_view name) { return name == key; };
+    if (std::ranges::none_of(kKeys, known)) {
+      const std::string nearest = nearest_name(key, kKeys);
+      return make_error(ErrorCode::kInvalidArgument, "--compilation-config: unknown key {}{}", key,
+                        nearest.empty() ? "" : format(", did you mean {}?", nearest));
+    }
+    if (key != "cudagraph_mode") continue;
+    const std::string mode = value.is_string() ? ascii_lower(value.get<std::string>()) : "";
+    if (std::ranges::find(kModes, mode) == std::end(kModes))
+      return make_error(ErrorCode::kInvalidArgument,
+                        "--compilation-config: cudagraph_mode {} is not one of {}",
+                        dump_json(value), join(kModes, ", "));
+  }
+  return {};
+}
+
+Status check(const ServeOptions& options) {
+  const auto wrong = [](std::string text) {
+    return Error{ErrorCode::kInvalidArgument, "nibble serve: " + std::move(text)};
+  };
+  if (options.model.empty())
+    return wrong("MODEL is missing: checkpoint directory; see nibble serve --help");
+  if (!is_local(options.host) && options.api_key.empty() && !options.insecure)
+    return wrong(
+        format("--host {} is reachable from other machines and no key is set; give "
+               "--api-key KEY, or --insecure to serve everyone",
+               options.host));
+  if (!(options.gpu_memory_utilization > 0 && options.gpu_memory_utilization <= 1))
+    return wrong(format("--gpu-memory-utilization {:g}: must be above 0 and at most 1",
+                        options.gpu_memory_utilization));
+  if (options.engine.max_num_seqs > options.engine.max_num_batched_tokens)
+    return wrong(format("--max-num-batched-tokens {}: must be at least --max-num-seqs {}",
+                        options.engine.max_num_batched_tokens, options.engine.max_num_seqs));
+  if (options.tensor_parallel_size > 1)
+    return wrong(format("--tensor-parallel-size {}: this build runs on one device",
+                        options.tensor_parallel_size));
+  return check_compilation(options.compilation_config);
+}
+
+Result<std::unique_ptr<ServedModel>> open_model(const ServeOptions& options) {
+  NB_TRY(const std::string template_text, read_template(options.chat_template));
+  if (options.scripted.empty())
+    return ServedModel::open(options.model, options.engine, template_text);
+  NB_TRY(std::unique_ptr<ServedModel> model, ServedModel::read(options.model, template_text));
+  NB_TRY(const std::string script, read_file(options.scripted, size_t{64} << 20));
+  ScriptedOptions scripted{.vocab_size = model->tokenizer.vocab_size(),
+                           .stop_token_ids = model->stop_token_ids};
+  if (options.engine.max_model_len > 0) scripted.max_model_len = options.engine.max_model_len;
+  NB_TRY(model->engine,
+         make_scripted_engine(script, options.scripted, model->tokenizer, std::move(scripted)));
+  return model;
+}
+
+Result<ApiOptions> api_options(const ServeOptions& options, const ServedModel& model) {
+  ApiOptions api;
+  api.served_model_names = options.served_model_name;
+  if (api.served_model_names.empty()) api.served_model_names = {options.model};
+  api.api_keys = options.api_key;
   const auto choose = [](const std::string& flag, const std::string& found) {
     return flag == "auto" ? found : flag == "none" ? std::string() : flag;
   };
-  if (flags.enable_auto_tool_choice)
-    api_options.tool_parser = choose(flags.tool_call_parser, model->tool_parser);
-  api_options.reasoning_parser = choose(flags.reasoning_parser, model->reasoning_parser);
-  if (flags.reasoning_field == "reasoning")
-    api_options.reasoning_field = ReasoningField::kReasoning;
-  if (flags.reasoning_field == "reasoning_content")
-    api_options.reasoning_field = ReasoningField::kReasoningContent;
-  NB_TRY(const std::unique_ptr<ApiServer> api, ApiServer::create(*model, api_options));
+  api.tool_parser = choose(options.tool_call_parser, model.tool_parser);
+  api.auto_tool_choice = options.enable_auto_tool_choice;
+  api.reasoning_parser = choose(options.reasoning_parser, model.reasoning_parser);
+  if (options.reasoning_field == "reasoning") api.reasoning_field = ReasoningField::kReasoning;
+  if (options.reasoning_field == "reasoning_content")
+    api.reasoning_field = ReasoningField::kReasoningContent;
+  NB_TRY(const SamplingDefaults sampling, sampling_defaults(model.dir, options.sampling));
+  api.defaults.generation_config = sampling.config;
+  api.defaults.max_tokens_cap = sampling.max_tokens_cap;
+  api.defaults.max_logprobs = options.max_logprobs;
+  api.defaults.template_kwargs = options.default_chat_template_kwargs;
+  api.defaults.system_prompt = options.default_system_prompt;
+  api.defaults.trust_request_template = options.trust_request_chat_template;
+  api.defaults.exclude_tools_when_none = options.exclude_tools;
+  api.defaults.force_include_usage = options.enable_force_include_usage;
+  api.response_role = options.response_role;
+  api.stream_interval = options.stream_interval;
+  api.prompt_tokens_details = options.enable_prompt_tokens_details;
+  api.request_id_headers = options.enable_request_id_headers;
+  if (options.fingerprint_mode != "none") {
+    Sha256 hash;
+    hash.update(dump_json(model.dir.config()));
+    const std::string digest = hash.finish().substr(0, 8);
+    api.fingerprint =
+        options.fingerprint_mode == "hash" ? digest : format("nibble-{}-{}", kVersion, digest);
+  }
+  api.cache_config = {
+      {"block_size", std::to_string(options.engine.block_size)},
+      {"cache_dtype", options.engine.kv_cache_dtype},
+      {"gpu_memory_utilization", format("{:g}", options.gpu_memory_utilization)},
+  };
+  return api;
+}
 
+void report_flags(const OptionSet::Outcome& outcome) {
+  std::string given;
+  for (const OptionSet::Given& one : outcome.given) {
+    if (one.name == "MODEL") continue;
+    const bool secret = one.name == "api-key";
+    given += format(" {}={}", one.name, secret ? "(hidden)" : one.value);
+    if (one.source != "command line") given += format(" ({})", one.source);
+  }
+  if (!given.empty()) log_info("flags{}", given);
+  if (outcome.ignored.empty()) return;
+  const std::vector<std::string_view> names(outcome.ignored.begin(), outcome.ignored.end());
+  log_info("accepted without effect here: {}", join(names, ", "));
+}
+
+// What a person needs for the first answer.
+void print_welcome(const std::string& url, const ApiOptions& api, const ServedModel& model) {
+  const std::string& name = api.served_model_names[0];
+  const std::string key = api.api_keys.empty() ? "" : " -H \"Authorization: Bearer $KEY\"";
+  std::fprintf(stderr,
+               "\n"
+               "  %s  serves %s\n"
+               "  context %d tokens; tool calls: %s; reasoning: %s\n"
+               "\n"
+               "  curl %s/v1/chat/completions%s -H 'Content-Type: application/json' \\\n"
+               "    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}'\n"
+               "\n"
+               "  from openai import OpenAI\n"
+               "  client = OpenAI(base_url=\"%s/v1\", api_key=\"%s\")\n"
+               "  reply = client.chat.completions.create(\n"
+               "      model=\"%s\", messages=[{\"role\": \"user\", \"content\": \"Hello\"}])\n"
+               "  print(reply.choices[0].message.content)\n"
+               "\n",
+               url.c_str(), name.c_str(), model.engine->max_model_len(),
+               api.tool_parser.empty() ? "off" : api.tool_parser.c_str(),
+               api.reasoning_parser.empty() ? "off" : api.reasoning_parser.c_str(), url.c_str(),
+               key.c_str(), url.c_str(), api.api_keys.empty() ? "none" : "KEY", name.c_str());
+}
+
+Result<int> serve_until_signal(ServeOptions& options, const OptionSet::Outcome& outcome) {
+  options.engine.max_model_len = std::max(options.engine.max_model_len, 0);  // -1: what fits
+  NB_TRY_STATUS(check(options));
+  report_flags(outcome);
+  const sigset_t signals = block_signals();
+  // The port first: that it is taken should not be found out after minutes of loading.
+  std::atomic<ApiServer*> ready{nullptr};
   HttpServerOptions http;
-  http.host = flags.host;
-  http.port = flags.port;
+  http.host = options.host;
+  http.port = options.port;
   http.is_quick = ApiServer::is_quick;
   http.error_response = ApiServer::error_response;
+  std::unique_ptr<ServedModel> model;  // outlives the server's threads
+  std::unique_ptr<ApiServer> api;
   NB_TRY(HttpServer server,
          HttpServer::start(http, [&](const HttpRequest& request, HttpReply& reply) {
-           api->handle(request, reply);
+           if (ApiServer* const server = ready.load()) return server->handle(request, reply);
+           HttpResponse loading = ApiServer::error_response(503, "The model is loading.");
+           loading.headers["Retry-After"] = "1";
+           reply.send(std::move(loading));
          }));
-  const std::string url = format("http://{}:{}", flags.host, server.port());
+  NB_TRY(model, open_model(options));
+  if (options.chat_template_content_format != "auto")
+    model->template_takes_parts = options.chat_template_content_format == "openai";
+  NB_TRY(const ApiOptions settings, api_options(options, *model));
+  NB_TRY(api, ApiServer::create(*model, settings));
+  ready = api.get();
+
+  const std::string url = format("http://{}:{}", options.host, server.port());
   log_info("listening url={} model={} max_model_len={} tool_parser={} reasoning_parser={}", url,
-           api_options.served_model_names[0], model->engine->max_model_len(),
-           api_options.tool_parser.empty() ? "none" : api_options.tool_parser,
-           api_options.reasoning_parser.empty() ? "none" : api_options.reasoning_parser);
-  log_info(
-      "try: curl {}/v1/chat/completions -H 'Content-Type: application/json' -d "
-      "'{{\"messages\": [{{\"role\": \"user\", \"content\": \"Hello\"}}]}}'",
-      url);
+           settings.served_model_names[0], model->engine->max_model_len(),
+           settings.tool_parser.empty() ? "none" : settings.tool_parser,
+           settings.reasoning_parser.empty() ? "none" : settings.reasoning_parser);
+  if (log_level_of(options.log_level) <= LogLevel::kInfo) print_welcome(url, settings, *model);
   int signal = 0;
   sigwait(&signals, &signal);
   log_info("stopping signal={} running={}", signal, model->engine->stats().num_running);
@@ -121,10 +242,12 @@ Result<int> serve_until_signal(ServeFlags& flags) {
 }  // namespace
 
 int serve(Arguments arguments) {
-  ServeFlags flags;
+  ServeOptions options;
   OptionSet set("nibble serve", "serve a model over an OpenAI-compatible API");
-  if (const Parsed parsed = parse(set, flags, arguments); !parsed.ok) return parsed.exit;
-  const Result<int> code = serve_until_signal(flags);
+  const Parsed parsed = parse(set, options, arguments);
+  if (!parsed.ok) return parsed.exit;
+  set_log_level(log_level_of(options.log_level));
+  const Result<int> code = serve_until_signal(options, parsed.outcome);
   return code ? *code : fail(code.error());
 }
 
