@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -43,6 +44,7 @@ struct RepetitionDetection {
 };
 
 enum class FinishReason { kNone, kStop, kLength, kAbort, kError, kRepetition, kTimeout };
+inline constexpr size_t kNumFinishReasons = 7;
 
 // Which tokens may come next, by a rule the engine does not know (a grammar). One request's own;
 // called by the engine thread only, fill() before and accept() after each sampled token.
@@ -75,6 +77,22 @@ struct TokenLogprob {
   float logprob = 0;
 };
 
+// One request in numbers, for latency histograms; complete in its last event. A request that ends
+// before it ran or before its first token has 0 for what it did not reach.
+struct RequestReport {
+  int num_prompt_tokens = 0;
+  int num_generated_tokens = 0;
+  int num_cached_tokens = 0;    // prompt tokens taken from a cache, host and disk included
+  int num_computed_tokens = 0;  // prompt tokens computed before the first token
+  int num_preemptions = 0;
+  double queue_seconds = 0;                // submit -> first scheduled
+  double prefill_seconds = 0;              // first scheduled -> first token
+  double decode_seconds = 0;               // first token -> last token
+  double time_to_first_token_seconds = 0;  // submit -> first token
+  double e2e_seconds = 0;                  // submit -> end
+  double inference_seconds() const { return prefill_seconds + decode_seconds; }
+};
+
 struct TokenEvent {
   int32_t token = -1;  // -1: no token (abort, error)
   FinishReason finish = FinishReason::kNone;
@@ -86,6 +104,9 @@ struct TokenEvent {
   // In the first event, when asked for: entry i is of prompt token i + 1.
   std::vector<std::vector<TokenLogprob>> prompt_logprobs;
   std::string error;  // when finish is kError
+  // When the engine made it: differences between events of a request are inter-token latencies.
+  std::chrono::steady_clock::time_point time;
+  RequestReport report;  // in the event with a finish reason
 };
 
 }  // namespace nibble
