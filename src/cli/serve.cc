@@ -153,10 +153,7 @@ Result<ApiOptions> api_options(const ServeOptions& options, const ServedModel& m
         options.fingerprint_mode == "hash" ? digest : format("nibble-{}-{}", kVersion, digest);
   }
   api.cache_config = {
-      {"block_size", std::to_string(options.engine.block_size)},
-      {"cache_dtype", options.engine.kv_cache_dtype},
-      {"gpu_memory_utilization", format("{:g}", options.gpu_memory_utilization)},
-  };
+      {"gpu_memory_utilization", format("{:g}", options.gpu_memory_utilization)}};
   return api;
 }
 
@@ -177,11 +174,14 @@ void report_flags(const OptionSet::Outcome& outcome) {
 // What a person needs for the first answer.
 void print_welcome(const std::string& url, const ApiOptions& api, const ServedModel& model) {
   const std::string& name = api.served_model_names[0];
+  const CacheConfig cache = model.engine->stats().cache;
+  const int64_t num_tokens = int64_t{cache.num_blocks} * cache.block_size;
+  const std::string kv_tokens = num_tokens > 0 ? std::to_string(num_tokens) : "of no";
   const std::string key = api.api_keys.empty() ? "" : " -H \"Authorization: Bearer $KEY\"";
   std::fprintf(stderr,
                "\n"
                "  %s  serves %s\n"
-               "  context %d tokens; tool calls: %s; reasoning: %s\n"
+               "  context %d tokens; KV cache %s tokens; tool calls: %s; reasoning: %s\n"
                "\n"
                "  curl %s/v1/chat/completions%s -H 'Content-Type: application/json' \\\n"
                "    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}'\n"
@@ -192,7 +192,7 @@ void print_welcome(const std::string& url, const ApiOptions& api, const ServedMo
                "      model=\"%s\", messages=[{\"role\": \"user\", \"content\": \"Hello\"}])\n"
                "  print(reply.choices[0].message.content)\n"
                "\n",
-               url.c_str(), name.c_str(), model.engine->max_model_len(),
+               url.c_str(), name.c_str(), model.engine->max_model_len(), kv_tokens.c_str(),
                api.tool_parser.empty() ? "off" : api.tool_parser.c_str(),
                api.reasoning_parser.empty() ? "off" : api.reasoning_parser.c_str(), url.c_str(),
                key.c_str(), url.c_str(), api.api_keys.empty() ? "none" : "KEY", name.c_str());

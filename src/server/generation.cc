@@ -215,8 +215,10 @@ void Generation::cancel() {
 }
 
 void Generation::account(Choice& choice, const TokenEvent& event) {
+  choice.record.queue_seconds = event.report.queue_seconds;  // of the last event
   if (event.token < 0) return;
-  const auto now = Clock::now();
+  // The engine's own time, where it says so: reading late is not the engine's latency.
+  const auto now = event.time == Clock::time_point() ? Clock::now() : event.time;
   const auto seconds = [](Clock::duration time) {
     return std::chrono::duration<double>(time).count();
   };

@@ -146,22 +146,60 @@ std::string ServerMetrics::render(
     if (!help.empty()) head(name, type, help, &out);
     out += format("{}{{{}{}}} {}\n", name, labels_, more, value);
   };
+  const auto total = [&](std::string_view name, std::string_view help, int64_t value) {
+    add(name, "counter", help, static_cast<double>(value));
+  };
   add("vllm:num_requests_running", "gauge", "Requests in the batch.", stats.num_running);
   add("vllm:num_requests_waiting", "gauge", "Requests waiting.", stats.num_waiting);
   add("vllm:num_requests_waiting_by_reason", "gauge", "Requests waiting, by reason.",
-      stats.num_waiting, ",reason=\"capacity\"");
-  add("vllm:num_requests_waiting_by_reason", "", "", 0, ",reason=\"deferred\"");
+      stats.num_waiting_capacity, ",reason=\"capacity\"");
+  add("vllm:num_requests_waiting_by_reason", "", "", stats.num_waiting_deferred,
+      ",reason=\"deferred\"");
   add("vllm:kv_cache_usage_perc", "gauge", "KV cache in use, 0 to 1.", stats.kv_usage);
   add("vllm:engine_sleep_state", "gauge", "1 for the state the engine is in.", 1,
       ",sleep_state=\"awake\"");
   add("vllm:engine_sleep_state", "", "", 0, ",sleep_state=\"weights_offloaded\"");
   add("vllm:engine_sleep_state", "", "", 0, ",sleep_state=\"discard_all\"");
-  add("vllm:num_preemptions_total", "counter", "Sequences set back to make room.",
-      static_cast<double>(stats.num_preemptions));
-  add("vllm:prompt_tokens_total", "counter", "Prompt tokens taken in.",
-      static_cast<double>(stats.prompt_tokens));
-  add("vllm:generation_tokens_total", "counter", "Tokens generated.",
-      static_cast<double>(stats.generated_tokens));
+  total("vllm:num_preemptions_total", "Sequences set back to make room.", stats.num_preemptions);
+  total("vllm:prompt_tokens_total", "Prompt tokens taken in.", stats.prompt_tokens);
+  total("vllm:generation_tokens_total", "Tokens generated.", stats.generated_tokens);
+  total("vllm:prompt_tokens_cached_total", "Prompt tokens found in a cache.",
+        stats.prompt_tokens_cached());
+  head("vllm:prompt_tokens_by_source_total", "counter", "Prompt tokens, by where they came from.",
+       &out);
+  const std::pair<const char*, int64_t> sources[] = {
+      {"local_compute", stats.prompt_tokens_computed},
+      {"local_cache_hit", stats.prompt_tokens_from_device},
+      {"external_kv_transfer", stats.prompt_tokens_from_tiers}};
+  for (const auto& [source, tokens] : sources)
+    add("vllm:prompt_tokens_by_source_total", "", "", static_cast<double>(tokens),
+        format(",source=\"{}\"", source));
+  total("vllm:prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache.",
+        stats.prefix_cache_queries);
+  total("vllm:prefix_cache_hits_total", "Prompt tokens found in the prefix cache.",
+        stats.prefix_cache_hits);
+  total("vllm:external_prefix_cache_queries_total", "Prompt tokens looked up in host and disk.",
+        stats.external_prefix_cache_queries);
+  total("vllm:external_prefix_cache_hits_total", "Prompt tokens found in host and disk.",
+        stats.external_prefix_cache_hits);
+  total("vllm:mm_cache_queries_total", "Images looked up: there are none.", 0);
+  total("vllm:mm_cache_hits_total", "Images found.", 0);
+  total("nibble:disk_cache_reads_total", "Slots read from --cache-dir.", stats.num_disk_reads);
+  total("nibble:disk_cache_writes_total", "Slots written to --cache-dir.", stats.num_disk_writes);
+  total("nibble:disk_cache_rejects_total", "Files of --cache-dir that were not usable.",
+        stats.num_disk_rejects);
+  head("vllm:iteration_tokens_total", "histogram", "Tokens of an engine step.", &out);
+  int64_t steps = 0;
+  for (size_t i = 0; i < kStepTokenBounds.size(); ++i) {
+    steps += stats.step_tokens[i];
+    out += format("vllm:iteration_tokens_total_bucket{{{},le=\"{}.0\"}} {}\n", labels_,
+                  kStepTokenBounds[i], steps);
+  }
+  steps += stats.step_tokens.back();
+  out += format(
+      "vllm:iteration_tokens_total_bucket{{{0},le=\"+Inf\"}} {1}\n"
+      "vllm:iteration_tokens_total_sum{{{0}}} {2}\nvllm:iteration_tokens_total_count{{{0}}} {1}\n",
+      labels_, steps, stats.step_tokens_sum);
 
   std::lock_guard lock(mutex_);
   head("vllm:request_success_total", "counter", "Requests that ended, by reason.", &out);
@@ -199,7 +237,11 @@ std::string ServerMetrics::render(
   histogram("vllm:request_decode_time_seconds", "From the first token to the end.", decode_);
 
   head("vllm:cache_config_info", "gauge", "Settings of the cache, as labels.", &out);
-  std::string labels;
+  std::string labels = format(
+      ",block_size=\"{}\",cache_dtype=\"{}\",num_gpu_blocks=\"{}\",num_cpu_blocks=\"{}\","
+      "enable_prefix_caching=\"{}\"",
+      stats.cache.block_size, escape_label(stats.cache.dtype), stats.cache.num_blocks,
+      stats.cache.num_host_blocks, stats.cache.prefix_caching ? "True" : "False");
   for (const auto& [name, value] : config)
     labels += format(",{}=\"{}\"", name, escape_label(value));
   out += format("vllm:cache_config_info{{engine=\"0\"{}}} 1\n", labels);
