@@ -152,8 +152,7 @@ Result<ApiOptions> api_options(const ServeOptions& options, const ServedModel& m
     api.fingerprint =
         options.fingerprint_mode == "hash" ? digest : format("nibble-{}-{}", kVersion, digest);
   }
-  api.cache_config = {
-      {"gpu_memory_utilization", format("{:g}", options.gpu_memory_utilization)}};
+  api.cache_config = {{"gpu_memory_utilization", format("{:g}", options.gpu_memory_utilization)}};
   return api;
 }
 

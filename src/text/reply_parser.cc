@@ -15,6 +15,7 @@ namespace {
 constexpr std::string_view kThinkOpen = "<think>";
 constexpr std::string_view kThinkClose = "</think>";
 constexpr std::string_view kToolCall = "<tool_call>";
+constexpr std::string_view kToolCallEnd = "</tool_call>";
 
 struct ToolRow {
   std::string_view name;
@@ -65,11 +66,12 @@ class StagedParser final : public ReplyParser {
   }
 
   void advance(std::vector<ReplyEvent>* events, bool at_end) {
-    // A model may repeat the tag that the prompt has opened already.
+    // A model may repeat the tag that the prompt has opened already, white space in front.
     if (at_start_) {
-      if (!at_end && pending_.size() < kThinkOpen.size() && kThinkOpen.starts_with(pending_))
-        return;
-      if (pending_.starts_with(kThinkOpen)) pending_.erase(0, kThinkOpen.size());
+      const size_t blank = std::min(pending_.find_first_not_of(" \t\r\n"), pending_.size());
+      const std::string_view rest = std::string_view(pending_).substr(blank);
+      if (!at_end && rest.size() < kThinkOpen.size() && kThinkOpen.starts_with(rest)) return;
+      if (rest.starts_with(kThinkOpen)) pending_.erase(0, blank + kThinkOpen.size());
       at_start_ = false;
     }
     static constexpr std::string_view kEnds[] = {kThinkClose, kToolCall};
@@ -94,8 +96,14 @@ class StagedParser final : public ReplyParser {
   std::unique_ptr<ToolStage> tools_;
 };
 
-// The last think tag of the prompt decides; a prompt without one leaves reasoning open.
+// The last think tag of the prompt decides; a prompt without one leaves reasoning open, unless it
+// ends inside a tool call.
 bool reasoning_is_open(std::string_view prompt_tail) {
+  const size_t call = prompt_tail.rfind(kToolCall);
+  if (call != std::string_view::npos &&
+      prompt_tail.find(kToolCallEnd, call) == std::string_view::npos &&
+      prompt_tail.find(kThinkOpen, call) == std::string_view::npos)
+    return false;
   const size_t open = prompt_tail.rfind(kThinkOpen);
   const size_t close = prompt_tail.rfind(kThinkClose);
   if (close == std::string_view::npos) return true;

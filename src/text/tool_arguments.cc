@@ -162,4 +162,17 @@ Json convert_argument(std::string_view text, const Json& schema) {
   return std::string(text);
 }
 
+std::string convert_argument_text(std::string_view text, const Json& schema) {
+  const uint32_t types = schema_types(schema, 0);
+  if ((types & (kInteger | kNumber)) != 0) {
+    std::string digits = without_underscores(trimmed(text)).value_or("");
+    const bool negative = digits.starts_with('-');
+    if (negative || digits.starts_with('+')) digits.erase(0, 1);
+    digits.erase(0, std::min(digits.find_first_not_of('0'), digits.size()));
+    if (digits.size() > 18 && digits.find_first_not_of("0123456789") == std::string::npos)
+      return (negative ? "-" : "") + digits;
+  }
+  return dump_json_python(convert_argument(text, schema));
+}
+
 }  // namespace nibble

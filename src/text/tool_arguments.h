@@ -1,6 +1,7 @@
 // From the raw text of a tool-call parameter to a JSON value of the type its schema asks for.
 #pragma once
 
+#include <string>
 #include <string_view>
 
 #include "base/json.h"
@@ -15,5 +16,8 @@ const Json& parameter_schema(const Json& tools, std::string_view function,
 // allows them; a schema that says nothing means string. What no type accepts is parsed as JSON,
 // else kept as the raw string. Rules: docs/reference/tool-calls.md.
 Json convert_argument(std::string_view text, const Json& schema);
+
+// The same as JSON text in Python's spacing. Integers beyond 64 bits keep every digit.
+std::string convert_argument_text(std::string_view text, const Json& schema);
 
 }  // namespace nibble

@@ -63,7 +63,8 @@ class HermesStage final : public ToolStage {
       return false;
     Json arguments = call->contains("arguments") ? (*call)["arguments"] : Json::object();
     if (arguments.is_string()) {
-      Result<Json> parsed = parse_json(arguments.get_ref<const std::string&>(), "arguments");
+      Result<Json> parsed = parse_json(arguments.get_ref<const std::string&>(), "arguments",
+                                       {.allow_duplicate_keys = true});
       if (!parsed) return false;
       arguments = std::move(*parsed);
     }

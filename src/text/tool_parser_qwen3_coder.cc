@@ -180,9 +180,9 @@ class Qwen3CoderStage final : public ToolStage {
     }
     if (value.starts_with('\n')) value.erase(0, 1);
     if (value.ends_with('\n')) value.pop_back();
-    const Json json = convert_argument(value, parameter_schema(tools_, function_, parameter_));
     std::string piece = num_parameters_++ > 0 ? ", " : "";
-    piece += dump_json_python(Json(parameter_)) + ": " + dump_json_python(json);
+    piece += dump_json_python(Json(parameter_)) + ": " +
+             convert_argument_text(value, parameter_schema(tools_, function_, parameter_));
     events->push_back({Kind::kToolCallArguments, std::move(piece), num_calls_, ""});
     state_ = State::kBody;
     return true;

@@ -13,6 +13,7 @@
 #include "base/text.h"
 #include "base/thread_pool.h"
 #include "base/yaml.h"
+#include "support/temp_dir.h"
 
 namespace nibble {
 namespace {
@@ -141,6 +142,103 @@ TEST(Options, DashesUnderscoresNegationAndMistakes) {
   EXPECT_THAT(unknown.error().message, testing::HasSubstr("--max-model-len"));
   EXPECT_FALSE(parse({"m", "--max-model-len", "99999999999"}));
   EXPECT_FALSE(parse({"--stream"}));
+}
+
+TEST(Options, PrefixesRepeatsAliasesJsonAndFlagsWithoutEffect) {
+  struct Values {
+    int max_num_seqs = 1;
+    int max_model_len = 5;
+    std::vector<std::string> names;
+    Json config = Json::object();
+    std::string parser;
+    bool eager = true;
+  };
+  OptionSet::Outcome outcome;
+  const auto parse = [&](std::vector<std::string> arguments) -> Result<Values> {
+    Values values;
+    OptionSet set("nibble test", "Test.");
+    set.option("max-num-seqs", &values.max_num_seqs, "sequences", {.low = 1});
+    set.option("max-model-len", &values.max_model_len, "length");
+    set.option("served-model-name", &values.names, "names");
+    set.option("compilation-config", &values.config, "graphs");
+    set.alias("cc", "compilation-config");
+    set.option("parser", &values.parser, "parser", {"qwen3_coder", "hermes"});
+    set.option("eager", &values.eager, "eager");
+    set.no_effect("swap-space level", true);
+    set.alias("O", "level");
+    set.no_effect("trust-remote-code", false);
+    NB_TRY(outcome, set.parse(arguments));
+    return values;
+  };
+  Values values = parse({"--max-num", "3", "--served-model-name", "a", "b", "--no-eag"}).value();
+  EXPECT_EQ(values.max_num_seqs, 3);
+  EXPECT_THAT(values.names, testing::ElementsAre("a", "b"));
+  EXPECT_FALSE(values.eager);
+
+  values = parse({"--max_num_seqs", "3", "--max-num-seqs", "4", "--max-model-len", "auto"}).value();
+  EXPECT_EQ(values.max_num_seqs, 4);
+  EXPECT_EQ(values.max_model_len, 0);
+  ASSERT_EQ(outcome.warnings.size(), 1u);
+  EXPECT_THAT(outcome.warnings[0], testing::HasSubstr("--max-num-seqs"));
+
+  values = parse({"-cc", R"({"mode": 3, "pass": {"a": 1}})", "-cc.pass.b", "2",
+                  "--compilation-config.cudagraph_mode", "piecewise", "-cc.sizes+", "1",
+                  "-cc.sizes+", "2"})
+               .value();
+  EXPECT_EQ(values.config, parse_json(R"({"mode": 3, "pass": {"a": 1, "b": 2},
+                                          "cudagraph_mode": "piecewise", "sizes": [1, 2]})",
+                                      "json")
+                               .value());
+
+  values =
+      parse({"-O3", "--swap-space", "4", "--trust-remote-code", "--max-num-seqs", "2"}).value();
+  EXPECT_THAT(outcome.ignored,
+              testing::UnorderedElementsAre("--level", "--swap-space", "--trust-remote-code"));
+
+  for (const auto& [argument, part] : std::vector<std::pair<std::string, std::string>>{
+           {"--max=1", "--max-num-seqs or --max-model-len"},
+           {"--parser=hermse", "did you mean hermes?"},
+           {"--max-num-seqs=0", "at least 1"},
+           {"--compilation-config=[1]", "not a JSON object"},
+           {"--max-num-seqs.x=1", "has no members"},
+           {"--max-num-seqs", "a value is missing"},
+           {"stray", "unexpected argument"}}) {
+    const Result<Values> refused = parse({argument});
+    ASSERT_FALSE(refused) << argument;
+    EXPECT_THAT(refused.error().message, testing::HasSubstr(part));
+  }
+}
+
+TEST(Options, TheCommandLineGoesBeforeTheFileAndTheFileBeforeTheEnvironment) {
+  const test::TempDir dir;
+  const fs::path file = dir.path() / "serve.yaml";
+  ASSERT_TRUE(write_file_durably(file,
+                                 "port: 1\nhost_name: file\nserved-model-name: [a, b]\n"
+                                 "eager: false\n"));
+  int port = 0;
+  std::string host;
+  std::string key;
+  std::vector<std::string> names;
+  bool eager = true;
+  OptionSet set("nibble test", "Test.");
+  set.config_file("config");
+  set.environment("NIBBLE_OPTIONS_TEST_");
+  set.option("port", &port, "port");
+  set.option("host-name", &host, "host");
+  set.option("key", &key, "key");
+  set.environment("key", "OTHER_OPTIONS_TEST_KEY");
+  set.option("served-model-name", &names, "names");
+  set.option("eager", &eager, "eager");
+  ::setenv("NIBBLE_OPTIONS_TEST_HOST_NAME", "environment", 1);
+  ::setenv("OTHER_OPTIONS_TEST_KEY", "secret", 1);
+  const std::vector<std::string> arguments = {"--config", file.string(), "--port", "2"};
+  const auto outcome = set.parse(arguments);
+  ASSERT_TRUE(outcome) << outcome.error().message;
+  EXPECT_EQ(port, 2);
+  EXPECT_EQ(host, "file");
+  EXPECT_EQ(key, "secret");
+  EXPECT_THAT(names, testing::ElementsAre("a", "b"));
+  EXPECT_FALSE(eager);
 }
 
 }  // namespace

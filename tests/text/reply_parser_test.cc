@@ -108,6 +108,42 @@ constexpr Row kRows[] = {
     {"no parameters", "<tool_call><function=f></function></tool_call>", "", R"([["f", {}]])"},
     {"markup that is no call", "<meta charset=\"utf-8\"><title><<span> <tool_ <functional>",
      "<meta charset=\"utf-8\"><title><<span> <tool_ <functional>", "[]"},
+    {"JSON in tags", "<tool_call>{\"name\":\"f\"}</tool_call>",
+     "<tool_call>{\"name\":\"f\"}</tool_call>", "[]"},
+    {"unfinished", "<tool_call><function=f>", "", R"([["f", {}]])"},
+    {"an empty name", "<tool_call><function=></function></tool_call>", "", R"([["", {}]])"},
+    {"cut in a value", "<tool_call>\n<function=f>\n<parameter=s>\nabc", "",
+     R"([["f", {"s": "abc"}]])"},
+    {"a bad call, then a good one",
+     "<tool_call>\n<function=f\n</function>\n</"
+     "tool_call>\n<tool_call>\n<function=f>\n<parameter=i>\n"
+     "1\n</parameter>\n</function>\n</tool_call>",
+     "<tool_call>\n<function=f\n</function>\n</tool_call>\n", R"([["f", {"i": 1}]])"},
+    {"a name that swallows", "<function=f\n<parameter=s>x</parameter></function>", "x</parameter>",
+     R"([["f\n<parameter=s", {}]])"},
+    {"text, then a bare function, then a closing tag",
+     "Look.\n<function=f>\n<parameter=s>\nx\n</parameter>\n</function>\n</tool_call>", "Look.\n",
+     R"([["f", {"s": "x"}]])"},
+    {"two bare functions", "<function=f>\n</function>\n<function=g>\n</function>", "",
+     R"([["f", {}], ["g", {}]])"},
+    {"two functions in one call",
+     "<tool_call>\n<function=f>\n</function>\n<function=g>\n</function>\n</tool_call>", "",
+     R"([["f", {}], ["g", {}]])"},
+    {"numbers",
+     "<function=f>\n<parameter=i>\n3.5\n</parameter>\n<parameter=x>\n5.0\n</parameter>\n"
+     "<parameter=n>\n1_000\n</parameter>\n<parameter=b>\nyes\n</parameter>\n</function>",
+     "", R"([["f", {"i": 3.5, "x": 5, "n": 1000, "b": "yes"}]])"},
+    {"a JSON fallback", "<function=f>\n<parameter=i>\ntrue\n</parameter>\n</function>", "",
+     R"([["f", {"i": true}]])"},
+    {"a Python literal is no object",
+     "<function=f>\n<parameter=o>\n{'a': 1}\n</parameter>\n</function>", "",
+     R"([["f", {"o": "{'a': 1}"}]])"},
+    {"an array for an object", "<function=f>\n<parameter=o>\n[1]\n</parameter>\n</function>", "",
+     R"([["f", {"o": [1]}]])"},
+    {"null is a word to a string", "<function=f>\n<parameter=s>\nnull\n</parameter>\n</function>",
+     "", R"([["f", {"s": "null"}]])"},
+    {"one newline at each end", "<function=f>\n<parameter=s>\n\n x \n\n</parameter>\n</function>",
+     "", R"([["f", {"s": "\n x \n"}]])"},
     {"unknown function", "<function=g>\n<parameter=q>\n1\n</parameter>\n</function>", "",
      R"([["g", {"q": "1"}]])"},
 };
@@ -124,6 +160,54 @@ TEST(ReplyParser, TheTableOfWholeReplies) {
       calls.push_back(Json::array({call["name"], *arguments}));
     }
     EXPECT_EQ(calls, parse_json(row.calls, "row").value());
+  }
+}
+
+TEST(ReplyParser, IntegersBeyond64BitsKeepEveryDigit) {
+  const Parsed parsed =
+      parse(coder(), {"<function=f>\n<parameter=i>\n-123456789012345678901234567890\n"
+                      "</parameter>\n</function>"});
+  ASSERT_EQ(parsed.calls.size(), 1u);
+  EXPECT_EQ(parsed.calls[0]["arguments"], "{\"i\": -123456789012345678901234567890}");
+}
+
+TEST(ReplyParser, WhereReasoningEnds) {
+  struct Case {
+    const char* prompt_tail;
+    const char* text;
+    const char* reasoning;
+    const char* content;
+  };
+  const char* const open = "<think>\n";
+  const char* const closed = "<think>\n\n</think>\n\n";
+  const Case cases[] = {
+      {open, "R</think>C", "R", "C"},
+      {open, "R</think>", "R", ""},
+      {open, "<think>R</think>C", "R", "C"},
+      {open, "\n<think>R</think>C", "R", "C"},
+      {open, "<think>R", "R", ""},
+      {open, "R\n1\n</think>\nC\n2", "R\n1\n", "\nC\n2"},
+      {open, "<thin", "<thin", ""},
+      {open, "  x", "  x", ""},
+      {closed, "C only", "", "C only"},
+      {closed, "a</think>b", "", "a</think>b"},
+      {"no tag at all", "R</think>C", "R", "C"},
+      {"<tool_call>\n{\"name\":", " \"f\"}", "", " \"f\"}"},
+      {"<tool_call>x</tool_call> example", "R</think>C", "R", "C"},
+  };
+  for (const Case& one : cases) {
+    SCOPED_TRACE(std::string(one.prompt_tail) + " | " + one.text);
+    const ReplyParserOptions options{.reasoning_parser = "qwen3",
+                                     .tool_parser = "",
+                                     .tools = Json::array(),
+                                     .prompt_tail = one.prompt_tail};
+    const Parsed parsed = parse(options, {one.text});
+    EXPECT_EQ(parsed.reasoning, one.reasoning);
+    EXPECT_EQ(parsed.content, one.content);
+    std::vector<std::string_view> bytes;
+    const std::string_view text = one.text;
+    for (size_t i = 0; i < text.size(); ++i) bytes.push_back(text.substr(i, 1));
+    EXPECT_EQ(parse(options, bytes), parsed);
   }
 }
 
