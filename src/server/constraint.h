@@ -66,4 +66,8 @@ Result<std::shared_ptr<TokenConstraint>> make_constraint(const StructuredOutput&
                                                          const ServedModel& model,
                                                          const ConstraintOptions& options);
 
+// The compiled grammars of one model, least recently used dropped first. Thread-safe.
+std::shared_ptr<GrammarCache> make_grammar_cache(const Tokenizer& tokenizer,
+                                                 const std::vector<int32_t>& stop_token_ids);
+
 }  // namespace nibble

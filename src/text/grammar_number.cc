@@ -146,6 +146,9 @@ class Builder {
     if (low_whole + 1 <= high_whole - 1)
       parts.push_back(r_->sequence({whole_between(low_whole + 1, high_whole - 1), any_fraction()}));
     if (high_bare) parts.push_back(literal(high.value.whole));
+    if (high_bare && high_fraction.empty())
+      parts.push_back(r_->sequence(
+          {literal(high.value.whole), literal("."), r_->repeat(literal("0"), 1, kFractionDigits)}));
     if (!high_fraction.empty())
       parts.push_back(r_->sequence({literal(high.value.whole), literal("."),
                                     fraction_below(high_fraction, high.exclusive)}));

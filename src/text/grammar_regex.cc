@@ -328,7 +328,8 @@ ExprId json_string_chars(const CharSet& set, GrammarRules* rules) {
     parts.push_back(rules->chars(plain));
   constexpr std::string_view kShort = "\"\\\b\f\n\r\t";
   constexpr std::string_view kLetters = "\"\\bfnrt";
-  for (const auto& [first, last] : set.without(escaped.complement()).ranges())
+  const CharSet special = set.without(escaped.complement());
+  for (const auto& [first, last] : special.ranges())
     for (char32_t c = first; c <= last; ++c) {
       const size_t known = kShort.find(static_cast<char>(c));
       parts.push_back(rules->bytes(known != std::string_view::npos
