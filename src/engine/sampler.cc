@@ -34,7 +34,8 @@ float largest_of(std::span<const float> values) {
 // e^x for x <= 0 to 2e-7 relative; 0 below -87. Cody-Waite reduction, Taylor to x^6.
 inline float exp_of(float x) {
   const float clamped = x < -87.0f ? -87.0f : x;
-  const float n = std::floor(clamped * 1.44269504f + 0.5f);
+  // Truncation rounds towards zero, so this is the nearest integer for x <= 0.
+  const auto n = static_cast<float>(static_cast<int32_t>(clamped * 1.44269504f - 0.5f));
   const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
   float p = 1.0f / 720;
   p = p * r + 1.0f / 120;
@@ -215,17 +216,16 @@ void select_largest(std::span<const float> logits, size_t count, std::vector<int
   };
   ids->clear();
   if (count == 0) return;
-  const auto size = static_cast<int32_t>(logits.size());
-  for (int32_t id = 0; id < size; ++id) {
-    if (value(id) == kDropped) continue;
-    if (ids->size() < count) {
-      ids->push_back(id);
-      std::ranges::push_heap(*ids, before);  // the worst one is in front
-    } else if (value(id) > value(ids->front())) {
+  float worst = kDropped;  // of a full heap; anything not above it is skipped
+  for (size_t i = 0; i < logits.size(); ++i) {
+    if (!(logits[i] > worst)) continue;
+    if (ids->size() == count) {
       std::ranges::pop_heap(*ids, before);
-      ids->back() = id;
-      std::ranges::push_heap(*ids, before);
+      ids->pop_back();
     }
+    ids->push_back(static_cast<int32_t>(i));
+    std::ranges::push_heap(*ids, before);  // the worst one is in front
+    if (ids->size() == count) worst = value(ids->front());
   }
   std::ranges::sort_heap(*ids, before);
 }
@@ -234,27 +234,46 @@ void apply_top_p(std::span<float> logits, float top_p, std::vector<int32_t>* scr
   if (top_p >= 1.0f) return;
   const float largest = largest_of(logits);
   if (largest == kDropped) return;
-  const double total = sum_exp(logits, largest);
-  // A token stays while the more likely ones together have less than top_p. Few are needed mostly:
-  // look at the first 64, then at more.
-  for (size_t count = 64;; count *= 16) {
-    select_largest(logits, std::min(count, logits.size()), scratch);
-    const bool all = count >= logits.size() || scratch->size() < count;
-    double before = 0;
-    size_t kept = 0;
-    for (; kept < scratch->size(); ++kept) {
-      if (kept > 0 && before >= static_cast<double>(top_p) * total) break;
-      before += exp_of(logits[static_cast<size_t>((*scratch)[kept])] - largest);
-    }
-    if (kept == scratch->size() && !all) continue;
-    const int32_t last = (*scratch)[kept - 1];
-    const float threshold = logits[static_cast<size_t>(last)];
-    for (size_t i = 0; i < logits.size(); ++i) {
-      const bool stays =
-          logits[i] > threshold || (logits[i] == threshold && static_cast<int32_t>(i) <= last);
-      if (!stays) logits[i] = kDropped;
-    }
-    return;
+  // A token stays while the more likely ones together have less than top_p. The probability per
+  // step of 1/48 in the logit says in which step that limit falls; only its tokens are sorted.
+  constexpr size_t kSteps = 4096;
+  const auto step_of = [&](float x) {
+    const float below = largest - x;
+    return below < 85.0f ? static_cast<size_t>(below * 48.0f) : kSteps - 1;
+  };
+  double mass[kSteps] = {};
+  float powers[256];
+  for (size_t start = 0; start < logits.size(); start += std::size(powers)) {
+    const size_t count = std::min(std::size(powers), logits.size() - start);
+    for (size_t i = 0; i < count; ++i) powers[i] = exp_of(logits[start + i] - largest);
+    for (size_t i = 0; i < count; ++i)
+      if (powers[i] > 0) mass[step_of(logits[start + i])] += powers[i];
+  }
+  const double limit = static_cast<double>(top_p) * std::accumulate(mass, mass + kSteps, 0.0);
+  double before = 0;
+  size_t step = 0;
+  for (; step + 1 < kSteps && before + mass[step] < limit; ++step) before += mass[step];
+
+  scratch->clear();
+  for (size_t i = 0; i < logits.size(); ++i)
+    if (logits[i] > kDropped && step_of(logits[i]) == step)
+      scratch->push_back(static_cast<int32_t>(i));
+  if (scratch->empty()) return;
+  const auto value = [&](int32_t id) { return logits[static_cast<size_t>(id)]; };
+  std::ranges::sort(*scratch, [&](int32_t a, int32_t b) {
+    return value(a) != value(b) ? value(a) > value(b) : a < b;
+  });
+  int32_t last = scratch->front();
+  for (const int32_t id : *scratch) {
+    if (id != scratch->front() && before >= limit) break;
+    before += exp_of(value(id) - largest);
+    last = id;
+  }
+  const float threshold = value(last);
+  for (size_t i = 0; i < logits.size(); ++i) {
+    const bool stays =
+        logits[i] > threshold || (logits[i] == threshold && static_cast<int32_t>(i) <= last);
+    if (!stays) logits[i] = kDropped;
   }
 }
 

@@ -15,7 +15,7 @@ struct NumberBound {
   bool exclusive = false;
 };
 
-// Unbounded numbers have at most 18 digits before the point, 16 behind it and 3 in the exponent:
+// Unbounded numbers have at most 18 digits before the point, 16 behind it and 2 in the exponent:
 // enough for every double worth writing, and a model cannot write digits for ever.
 ExprId any_integer(GrammarRules* rules);
 ExprId any_number(GrammarRules* rules);

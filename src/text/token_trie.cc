@@ -2,7 +2,6 @@
 #include "text/token_trie.h"
 
 #include <algorithm>
-#include <numeric>
 
 #include "base/check.h"
 #include "text/tokenizer.h"
@@ -24,17 +23,29 @@ TokenTrie::TokenTrie(std::span<const std::string> token_bytes, std::span<const i
     NB_CHECK(text_.size() < UINT32_MAX, "vocabulary of %zu bytes", text_.size());
     spans_.push_back(static_cast<uint32_t>(text_.size()));
   }
-  std::vector<int32_t> order(token_bytes.size());
-  std::iota(order.begin(), order.end(), 0);
+  // The first eight bytes as a number decide most comparisons.
   const auto text_of = [&](int32_t token) { return this->token_bytes(token); };
-  std::ranges::sort(order, [&](int32_t a, int32_t b) {
-    const int compared = text_of(a).compare(text_of(b));
-    return compared != 0 ? compared < 0 : a < b;
+  struct Key {
+    uint64_t head;
+    int32_t token;
+  };
+  std::vector<Key> order(token_bytes.size());
+  for (size_t t = 0; t < order.size(); ++t) {
+    const std::string_view text = text_of(static_cast<int32_t>(t));
+    uint64_t head = 0;
+    for (size_t i = 0; i < 8; ++i)
+      head = head << 8 | (i < text.size() ? static_cast<uint8_t>(text[i]) : 0);
+    order[t] = {head, static_cast<int32_t>(t)};
+  }
+  std::ranges::sort(order, [&](const Key& a, const Key& b) {
+    if (a.head != b.head) return a.head < b.head;
+    const int compared = text_of(a.token).compare(text_of(b.token));
+    return compared != 0 ? compared < 0 : a.token < b.token;
   });
 
   std::vector<int32_t> path;  // nodes from the root to the newest
   std::string_view previous;
-  for (const int32_t token : order) {
+  for (const auto& [head, token] : order) {
     const std::string_view text = text_of(token);
     if (text.empty() || is_end_token(token)) continue;
     const size_t shared =
