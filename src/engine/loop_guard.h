@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "base/result.h"
@@ -24,7 +25,7 @@ class LoopGuard {
  public:
   // `detection` is the request's own rule and always stops; `mode` the server's. `base_penalty` is
   // the request's repetition penalty. Allocates here only. Memory: 8 bytes per token of the longest
-  // pattern watched (64, or detection.max_pattern_size up to 4096), plus 4 KiB.
+  // pattern watched (64, or detection.max_pattern_size up to 4096), plus 5 KiB.
   LoopGuard(LoopGuardMode mode, const RepetitionDetection& detection, float base_penalty);
 
   // Time proportional to the longest pattern, whatever the length of the output.
@@ -39,23 +40,25 @@ class LoopGuard {
   }
 
  private:
-  bool cycles(int32_t token);
-  bool stalls(int32_t token);
-  void restart();
+  bool update_runs(int32_t token);
+  bool update_window(int32_t token);
+  void count(int32_t token, int change);
+  void rebuild();
 
   LoopGuardMode mode_;
   RepetitionDetection detection_;
-  float base_penalty_;
   float penalty_;
   int num_raised_ = 0;
   int longest_;                  // pattern watched
-  std::vector<int32_t> recent_;  // the newest `longest_` tokens, twice over, so that they are
-  int newest_ = 0;               // always contiguous
-  std::vector<int32_t> run_;     // run_[p - 1]: newest tokens that equal the one p before them
+  std::vector<int32_t> recent_;  // the newest `longest_` tokens, twice over: always contiguous
+  int newest_ = 0;               // where the next token goes
+  std::vector<int32_t> run_;     // [p - 1]: newest tokens that equal the one p before them
+  int64_t since_restart_ = 0;    // tokens since the penalty was last raised
+  std::vector<int32_t> window_;
   int64_t num_tokens_ = 0;
-  int64_t since_restart_ = 0;
-  std::vector<int32_t> window_;  // of stalls()
-  std::vector<int32_t> slots_;   // hash set of the window's tokens: token, count
+  std::vector<int32_t> slot_tokens_;  // hash table of the window's tokens
+  std::vector<int32_t> slot_counts_;
+  int num_slots_used_ = 0;
   int num_distinct_ = 0;
 };
 

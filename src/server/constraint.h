@@ -55,15 +55,20 @@ Result<StructuredOutput> require_tools(const Json& tools, const std::string& nam
                                        const std::string& tool_parser, bool parallel = true);
 
 struct ConstraintOptions {
-  std::string reasoning_parser;            // in effect for this request; "" for none
-  std::span<const int32_t> prompt;         // its last think tag decides whether the reply starts in
-                                           // reasoning, where the constraint does not apply yet
-  std::vector<int32_t> extra_stop_tokens;  // the request's stop_token_ids: allowed where eos is
+  std::string reasoning_parser = {};     // in effect for this request; "" for none
+  std::span<const int32_t> prompt = {};  // its last think tag decides whether the reply starts in
+                                         // reasoning, where the constraint does not apply yet
+  std::vector<int32_t> extra_stop_tokens =
+      {};  // the request's stop_token_ids: allowed where eos is
 };
 
 // Null for kNone. Compiled grammars are kept per model, so a schema used again costs nothing.
 Result<std::shared_ptr<TokenConstraint>> make_constraint(const StructuredOutput& output,
                                                          const ServedModel& model,
                                                          const ConstraintOptions& options);
+
+// The compiled grammars of one model, least recently used dropped first. Thread-safe.
+std::shared_ptr<GrammarCache> make_grammar_cache(const Tokenizer& tokenizer,
+                                                 const std::vector<int32_t>& stop_token_ids);
 
 }  // namespace nibble

@@ -15,8 +15,8 @@ namespace nibble {
 
 struct SamplingDefaultsOptions {
   std::string generation_config = "auto";
-  std::string override_generation_config;
-  std::string sampling_preset;
+  std::string override_generation_config = {};
+  std::string sampling_preset = {};
 
   template <class V>
   void visit(V& v) {

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "server/constraint.h"
+
 namespace nibble {
 namespace {
 
@@ -58,6 +60,7 @@ Result<std::unique_ptr<ServedModel>> ServedModel::read(const std::string& path,
     model->tool_parser = "qwen3_coder";
   else if (contains(text, "<tool_call>"))
     model->tool_parser = "hermes";
+  model->grammars = make_grammar_cache(model->tokenizer, model->stop_token_ids);
   return model;
 }
 

@@ -14,6 +14,8 @@
 
 namespace nibble {
 
+class GrammarCache;  // server/constraint.h
+
 struct ServedModel {
   ModelDir dir;
   Tokenizer tokenizer;
@@ -22,6 +24,7 @@ struct ServedModel {
   std::string reasoning_parser = {};         // that fits the template; "" for none
   std::string tool_parser = {};              // that fits the template; "" for none
   std::vector<int32_t> stop_token_ids = {};  // of the configs and the tokenizer; sorted
+  std::shared_ptr<GrammarCache> grammars = nullptr;
   std::unique_ptr<Engine> engine = nullptr;  // last: it reads weights that `dir` maps
 
   // `template_text` overrides the checkpoint's chat template. Does not start the engine.

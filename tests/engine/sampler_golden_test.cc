@@ -38,7 +38,7 @@ class SamplingGolden : public testing::Test {
       const std::span<const int32_t> seen(ids.data() + row * num_ids, num_ids);
       bool has_top_p = false;
       for (const Step& step : steps) {
-        if (step.kind == "rep") apply_repetition_penalty(logits, seen, step.value);
+        if (step.kind == "rep") apply_repetition_penalty(logits, seen, {}, step.value, &marks_);
         if (step.kind == "t") apply_temperature(logits, step.value);
         if (step.kind == "k") apply_top_k(logits, static_cast<int>(step.value), &floats_);
         if (step.kind == "p") apply_top_p(logits, step.value, &ids_);
@@ -66,6 +66,7 @@ class SamplingGolden : public testing::Test {
   test::GoldenFile goldens_;
   std::vector<float> floats_;
   std::vector<int32_t> ids_;
+  TokenMarks marks_;
 };
 
 TEST_F(SamplingGolden, SingleStepsKeepTheSameTokensWithTheSameLogits) {
@@ -214,7 +215,8 @@ TEST(Sampler, LogprobsAreOfTheRawDistributionAndSorted) {
 TEST(Sampler, PenaltiesCountGeneratedTokensOnly) {
   std::vector<float> logits = {1, 1, 1};
   const std::vector<int32_t> generated = {1, 1, 2};
-  apply_output_penalties(logits, generated, 0.5f, 0.25f);
+  TokenMarks marks;
+  apply_output_penalties(logits, generated, 0.5f, 0.25f, &marks);
   EXPECT_FLOAT_EQ(logits[0], 1.0f);
   EXPECT_FLOAT_EQ(logits[1], 1.0f - 0.5f - 2 * 0.25f);
   EXPECT_FLOAT_EQ(logits[2], 1.0f - 0.5f - 0.25f);
