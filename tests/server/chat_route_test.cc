@@ -210,7 +210,9 @@ TEST_F(ChatRoute, EveryBadRequestGetsItsStatusAndNamesTheField) {
       {R"({"chat_template_kwargs": {"tokenize": true}})", 400, "chat_template_kwargs", "tokenize"},
       {R"({"continue_final_message": true, "add_generation_prompt": true})", 400,
        "continue_final_message", "both"},
-      {R"({"response_format": {"type": "json_object"}})", 501, "response_format", "supported"},
+      {R"({"response_format": {"type": "json_schema"}})", 400, "response_format", "json_schema"},
+      {R"({"response_format": {"type": "smoke"}})", 400, "response_format", ""},
+      {R"({"structured_outputs": {"regex": "a", "choice": ["b"]}})", 400, "structured_outputs", ""},
   };
   for (const Row& row : rows) {
     SCOPED_TRACE(row.change);

@@ -274,6 +274,34 @@ TEST_F(Dialects, EveryRouteIsInTheOpenApiDocument) {
   EXPECT_EQ(document["openapi"], "3.1.0");
 }
 
+TEST_F(Dialects, RulesAndForcedCallsReachTheEngineAsConstraints) {
+  say(kCall);
+  Json body = user("Weather?");
+  body["response_format"] = {{"type", "json_object"}};
+  ASSERT_EQ(post(body).answer.status, 200);
+  EXPECT_NE(engine_->last_request.constraint, nullptr);
+
+  body = user("Weather?");
+  body["tools"] = weather_tools();
+  const auto choice_of = [&](Json tool_choice) {
+    body["tool_choice"] = std::move(tool_choice);
+    return parsed(post(body))["choices"][0];
+  };
+  EXPECT_EQ(choice_of("auto")["finish_reason"], "tool_calls");
+  EXPECT_EQ(engine_->last_request.constraint, nullptr);
+  const Json required = choice_of("required");
+  EXPECT_NE(engine_->last_request.constraint, nullptr);
+  EXPECT_EQ(required["finish_reason"], "tool_calls");
+  EXPECT_EQ(required["message"]["content"], "");
+  const Json named = choice_of({{"type", "function"}, {"function", {{"name", "weather"}}}});
+  EXPECT_NE(engine_->last_request.constraint, nullptr);
+  EXPECT_EQ(named["finish_reason"], "stop");
+  EXPECT_EQ(named["message"]["tool_calls"].size(), 1u);
+  const Json none = choice_of("none");
+  EXPECT_TRUE(none["message"]["tool_calls"].empty());
+  EXPECT_THAT(none["message"]["content"].get<std::string>(), HasSubstr("<function=weather>"));
+}
+
 TEST_F(Dialects, MetricsCountEachRequestOnce) {
   say("five");
   post(user("Hello"));
