@@ -95,6 +95,7 @@ class EngineImpl final : public Engine {
     auto sequence = std::make_unique<Sequence>();
     sequence->submitted = std::chrono::steady_clock::now();
     sequence->channel = std::make_shared<RequestChannel>();
+    sequence->channel->events.reserve(static_cast<size_t>(request.max_tokens) + 1);
     // All the room it can need, and the hashing of its prompt, here on the client's thread.
     const size_t most = request.prompt.size() + static_cast<size_t>(request.max_tokens);
     const auto block = static_cast<size_t>(plan_.caches.block_size);

@@ -2,7 +2,9 @@
 // by.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
+#include <bit>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
@@ -15,11 +17,15 @@
 namespace nibble {
 
 // Events of one request, a ring. The engine thread pushes, one client thread pops. Pushing
-// allocates only when the client is more than kRoom events behind.
+// allocates only when the client is behind by more events than room was made for.
 class EventQueue {
  public:
-  static constexpr size_t kRoom = 64;
-  EventQueue() : events_(kRoom) {}
+  static constexpr size_t kMostRoom = 1024;
+  EventQueue() : events_(64) {}
+  // Room for `count` events, within reason. Before the first push.
+  void reserve(size_t count) {
+    events_.resize(std::max(events_.size(), std::bit_ceil(std::min(count, kMostRoom))));
+  }
 
   void push(TokenEvent event) {
     {
