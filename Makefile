@@ -1,11 +1,12 @@
 # The front door. `make demo` shows the whole line on the bundled model; `make test` runs every test.
 JOBS ?= 2
 .DEFAULT_GOAL := help
-.PHONY: help build demo test fuzz bench format tidy clean
+.PHONY: help build demo test soak fuzz bench format tidy clean
 
 help:
 	@echo "make demo    build, quantize the bundled model, serve it, make one tool call"
 	@echo "make test    build and run all tests"
+	@echo "make soak    a million simulated scheduler steps"
 	@echo "make build   build/release/nibble"
 	@echo "make fuzz    each fuzz target for 10 minutes"
 	@echo "make bench   the benchmarks, with their tables"
@@ -26,6 +27,12 @@ test:
 	@cmake --build --preset fuzz --target fuzz_targets -j $(JOBS)
 	@ctest --test-dir build/test --output-on-failure -j $(JOBS)
 	@tools/fuzz.sh build/fuzz/fuzz 30
+
+soak:
+	@tools/setup.sh test
+	@cmake --preset test >/dev/null
+	@cmake --build --preset test -j $(JOBS) --target engine_tests
+	@NIBBLE_SIMULATION_STEPS=1000000 build/test/tests/engine_tests --gtest_filter='SchedulerSimulation.*'
 
 fuzz:
 	@tools/setup.sh test

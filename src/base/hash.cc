@@ -37,14 +37,20 @@ void Sha256::update(std::span<const std::byte> bytes) {
   NB_CHECK(EVP_DigestUpdate(context_->evp, bytes.data(), bytes.size()) == 1);
 }
 
-std::string Sha256::finish() {
-  unsigned char digest[32] = {};
+std::array<std::byte, 32> Sha256::finish_bytes() {
+  std::array<std::byte, 32> digest = {};
   unsigned int size = 0;
-  NB_CHECK(EVP_DigestFinal_ex(context_->evp, digest, &size) == 1 && size == sizeof digest);
+  NB_CHECK(EVP_DigestFinal_ex(context_->evp, reinterpret_cast<unsigned char*>(digest.data()),
+                              &size) == 1 &&
+           size == digest.size());
   context_->start();
+  return digest;
+}
+
+std::string Sha256::finish() {
   std::string hex;
-  hex.reserve(2 * sizeof digest);
-  for (const unsigned char byte : digest) hex += format("{:02x}", byte);
+  hex.reserve(64);
+  for (const std::byte byte : finish_bytes()) hex += format("{:02x}", static_cast<unsigned>(byte));
   return hex;
 }
 

@@ -1,6 +1,7 @@
 // SHA-256 of bytes that arrive in pieces. Doorkeeper of OpenSSL's digests.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <memory>
 #include <span>
@@ -23,6 +24,8 @@ class Sha256 {
   void update(std::string_view bytes) { update(std::as_bytes(std::span(bytes))); }
   // 64 lowercase hex digits of everything so far; the object starts afresh.
   std::string finish();
+  // The same as 32 bytes. Allocates nothing after the first use of the object.
+  std::array<std::byte, 32> finish_bytes();
 
  private:
   struct Context;

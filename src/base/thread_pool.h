@@ -22,6 +22,11 @@ class ThreadPool {
   // Allocates nothing.
   void parallel_for(size_t count, size_t grain,
                     const std::function<void(size_t begin, size_t end)>& body);
+  // By reference: a std::function that copies a lambda with many captures is on the heap.
+  template <class Body>
+  void parallel_for(size_t count, size_t grain, const Body& body) {
+    parallel_for(count, grain, std::function<void(size_t begin, size_t end)>(std::cref(body)));
+  }
 
  private:
   struct State;

@@ -32,6 +32,9 @@ Result<MemoryPlan> plan_memory(const Model& model, const EngineOptions& options,
   plan.caches.block_size = options.block_size;
   plan.caches.kv_dtype = kv;
   plan.caches.num_state_slots = plan.max_num_seqs;
+  if (spec.hybrid() && options.enable_prefix_caching)
+    plan.caches.num_snapshot_slots =
+        options.num_state_snapshots >= 0 ? options.num_state_snapshots : 2 * plan.max_num_seqs;
 
   // What does not depend on the context length.
   plan.state_bytes = cache_bytes(spec, plan.caches, plan.activation_dtype);

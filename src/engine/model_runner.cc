@@ -1,15 +1,78 @@
-// One allocation, placed by an arena in the order memory_plan.cc counts.
+// One device allocation, placed by an arena in the order memory_plan.cc counts.
 #include "engine/model_runner.h"
 
 #include <algorithm>
 
 namespace nibble {
+namespace {
 
-Result<ModelRunner> ModelRunner::create(const Model& model, Device& device,
-                                        const MemoryPlan& plan) {
+// Counts, allocates with `allocate`, places.
+template <class Place, class Allocate>
+Status reserve(const Place& place, const Allocate& allocate, DeviceMemory* memory) {
+  Arena counter;
+  place(counter);
+  NB_TRY(*memory, allocate(counter.used()));
+  Arena arena(memory->data(), memory->size());
+  place(arena);
+  arena.seal();
+  return {};
+}
+
+template <class T>
+T* array(Arena& arena, size_t count) {
+  return static_cast<T*>(arena.allocate(count * sizeof(T), "batch"));
+}
+
+CacheShape one_slot_each(const MemoryPlan& plan) {
+  CacheShape shape = plan.caches;
+  shape.num_blocks = 1;
+  shape.num_state_slots = 1;
+  shape.num_snapshot_slots = 0;
+  return shape;
+}
+
+}  // namespace
+
+ModelRunner::Batch ModelRunner::place_batch(Arena& arena, const MemoryPlan& plan,
+                                            int32_t max_blocks) {
+  const auto tokens = static_cast<size_t>(plan.max_num_batched_tokens);
+  const auto seqs = static_cast<size_t>(plan.max_num_seqs);
+  Batch batch;
+  batch.token_ids = array<int32_t>(arena, tokens);
+  batch.positions = array<int32_t>(arena, 3 * tokens);
+  batch.query_start = array<int32_t>(arena, seqs + 1);
+  batch.context_len = array<int32_t>(arena, seqs);
+  batch.state_slot = array<int32_t>(arena, seqs);
+  batch.state_is_fresh = array<uint8_t>(arena, seqs);
+  batch.logit_rows = array<int32_t>(arena, seqs);
+  // Last, and only as wide as a step needs: the copy ends where the table does.
+  batch.block_table = array<int32_t>(arena, seqs * static_cast<size_t>(max_blocks));
+  return batch;
+}
+
+size_t ModelRunner::block_bytes(const Model& model, const MemoryPlan& plan) {
+  Arena counter;
+  return block_slots(
+             place_caches(model.spec(), one_slot_each(plan), plan.activation_dtype, counter))
+      .bytes_per_slot;
+}
+
+size_t ModelRunner::snapshot_bytes(const Model& model, const MemoryPlan& plan) {
+  Arena counter;
+  return state_slots(
+             place_caches(model.spec(), one_slot_each(plan), plan.activation_dtype, counter))
+      .bytes_per_slot;
+}
+
+Result<ModelRunner> ModelRunner::create(const Model& model, Device& device, const MemoryPlan& plan,
+                                        const HostTierShape& host) {
   ModelRunner runner;
   runner.model_ = &model;
   runner.device_ = &device;
+  runner.block_size_ = plan.caches.block_size;
+  runner.num_state_slots_ = plan.caches.num_state_slots;
+  runner.host_tier_ = host;
+  const int32_t max_blocks = (plan.max_model_len + runner.block_size_ - 1) / runner.block_size_;
   const Shape logits_shape{plan.max_num_seqs, model.spec().vocab_size};
 
   const auto place = [&](Arena& arena) {
@@ -17,72 +80,129 @@ Result<ModelRunner> ModelRunner::create(const Model& model, Device& device,
     runner.logits_ = arena.tensor(DType::kF32, logits_shape, "logits");
     void* scratch = arena.allocate(plan.activation_bytes, "activations");
     if (!arena.counting()) runner.scratch_ = Arena(scratch, plan.activation_bytes);
+    runner.device_batch_base_ = static_cast<std::byte*>(arena.allocate(0, "batch"));
+    runner.device_batch_ = place_batch(arena, plan, max_blocks);
   };
-  Arena counter;
-  place(counter);
-  NB_TRY(runner.memory_, device.allocate(counter.used(), "the engine"));
-  Arena arena(runner.memory_.data(), runner.memory_.size());
-  place(arena);
-  arena.seal();
+  NB_TRY_STATUS(reserve(
+      place, [&](size_t bytes) { return device.allocate(bytes, "the engine"); }, &runner.memory_));
+  const auto place_on_host = [&](Arena& arena) {
+    runner.batch_base_ = static_cast<std::byte*>(arena.allocate(0, "batch"));
+    runner.batch_ = place_batch(arena, plan, max_blocks);
+    runner.host_logits_ = arena.tensor(DType::kF32, logits_shape, "logits");
+  };
+  NB_TRY_STATUS(reserve(
+      place_on_host, [&](size_t bytes) { return device.allocate_host(bytes, "the batch"); },
+      &runner.host_memory_));
 
-  const auto tokens = static_cast<size_t>(plan.max_num_batched_tokens);
-  const auto seqs = static_cast<size_t>(plan.max_num_seqs);
-  runner.block_size_ = plan.caches.block_size;
-  runner.max_blocks_ = (plan.max_model_len + runner.block_size_ - 1) / runner.block_size_;
-  runner.token_ids_.resize(tokens);
-  runner.positions_.resize(3 * tokens);
-  runner.query_start_.resize(seqs + 1);
-  runner.context_len_.resize(seqs);
-  runner.state_slot_.resize(seqs);
-  runner.state_is_fresh_.resize(seqs);
-  runner.logit_rows_.resize(seqs);
-  runner.block_table_.resize(seqs * static_cast<size_t>(runner.max_blocks_));
+  runner.block_slots_ = block_slots(runner.caches_);
+  runner.state_slots_ = state_slots(runner.caches_);
+  const size_t host_bytes =
+      static_cast<size_t>(host.num_blocks) * runner.block_slots_.bytes_per_slot +
+      static_cast<size_t>(host.num_snapshots) * runner.state_slots_.bytes_per_slot;
+  NB_TRY(runner.host_tier_memory_, device.allocate_host(host_bytes, "--kv-offloading-size"));
   return runner;
 }
 
-Tensor ModelRunner::run(std::span<const ScheduledSequence> step) {
+std::span<std::byte> ModelRunner::host_slot(bool is_snapshot, int32_t slot) const {
+  auto* base = static_cast<std::byte*>(host_tier_memory_.data());
+  const size_t block = block_slots_.bytes_per_slot;
+  const size_t state = state_slots_.bytes_per_slot;
+  if (!is_snapshot) return {base + static_cast<size_t>(slot) * block, block};
+  return {
+      base + static_cast<size_t>(host_tier_.num_blocks) * block + static_cast<size_t>(slot) * state,
+      state};
+}
+
+void ModelRunner::copy(std::span<const SlotCopy> copies) {
+  const auto on_device = [](const CacheSlots::Part& part, int32_t slot) {
+    return part.base + static_cast<size_t>(slot) * part.bytes;
+  };
+  // Snapshots are the rows behind the live states.
+  const auto snapshot = [&](int32_t slot) { return num_state_slots_ + slot; };
+  const auto within = [&](const CacheSlots& slots, int32_t from, int32_t to) {
+    for (const CacheSlots::Part& part : slots.parts)
+      device_->copy(on_device(part, to), on_device(part, from), part.bytes);
+  };
+  const auto to_host = [&](const CacheSlots& slots, int32_t from, std::span<std::byte> to) {
+    for (const CacheSlots::Part& part : slots.parts) {
+      device_->download(to.data(), on_device(part, from), part.bytes);
+      to = to.subspan(part.bytes);
+    }
+  };
+  const auto from_host = [&](const CacheSlots& slots, std::span<std::byte> from, int32_t to) {
+    for (const CacheSlots::Part& part : slots.parts) {
+      device_->upload(on_device(part, to), from.data(), part.bytes);
+      from = from.subspan(part.bytes);
+    }
+  };
+  for (const auto& [kind, from, to] : copies) {
+    switch (kind) {
+      case SlotCopy::Kind::kStateToSnapshot: within(state_slots_, from, snapshot(to)); break;
+      case SlotCopy::Kind::kSnapshotToState: within(state_slots_, snapshot(from), to); break;
+      case SlotCopy::Kind::kBlockToHost: to_host(block_slots_, from, host_slot(false, to)); break;
+      case SlotCopy::Kind::kHostToBlock: from_host(block_slots_, host_slot(false, from), to); break;
+      case SlotCopy::Kind::kSnapshotToHost:
+        to_host(state_slots_, snapshot(from), host_slot(true, to));
+        break;
+      case SlotCopy::Kind::kHostToState: from_host(state_slots_, host_slot(true, from), to); break;
+    }
+  }
+}
+
+void ModelRunner::launch(std::span<const ScheduledSequence> step) {
   int32_t num_tokens = 0;
-  for (const ScheduledSequence& scheduled : step) num_tokens += scheduled.num_tokens;
+  size_t max_blocks = 1;  // of the sequences of this step
+  for (const ScheduledSequence& scheduled : step) {
+    num_tokens += scheduled.num_tokens;
+    max_blocks = std::max(max_blocks, scheduled.sequence->blocks.size());
+  }
 
   int32_t row = 0;
-  int32_t num_logit_rows = 0;
+  num_logit_rows_ = 0;
   for (size_t s = 0; s < step.size(); ++s) {
     const Sequence& sequence = *step[s].sequence;
-    query_start_[s] = row;
-    context_len_[s] = sequence.num_computed;
-    state_slot_[s] = sequence.state_slot;
-    state_is_fresh_[s] = sequence.num_computed == 0;
-    std::ranges::copy(sequence.blocks,
-                      block_table_.begin() + static_cast<ptrdiff_t>(s) * max_blocks_);
+    batch_.query_start[s] = row;
+    batch_.context_len[s] = sequence.num_computed;
+    batch_.state_slot[s] = sequence.state_slot;
+    batch_.state_is_fresh[s] = sequence.num_computed == 0;
+    std::ranges::copy(sequence.blocks, batch_.block_table + s * max_blocks);
     for (int32_t i = 0; i < step[s].num_tokens; ++i, ++row) {
       const int32_t position = sequence.num_computed + i;
-      token_ids_[static_cast<size_t>(row)] = sequence.tokens[static_cast<size_t>(position)];
-      for (int32_t axis = 0; axis < 3; ++axis)
-        positions_[static_cast<size_t>(axis * num_tokens + row)] = position;
+      batch_.token_ids[row] = sequence.tokens[static_cast<size_t>(position)];
+      for (int32_t axis = 0; axis < 3; ++axis) batch_.positions[axis * num_tokens + row] = position;
     }
-    if (step[s].wants_logits) logit_rows_[static_cast<size_t>(num_logit_rows++)] = row - 1;
+    for (int32_t i = step[s].num_logit_rows(); i > 0; --i)
+      batch_.logit_rows[num_logit_rows_++] = row - i;
   }
-  query_start_[step.size()] = row;
+  batch_.query_start[step.size()] = row;
+  const auto* end =
+      reinterpret_cast<const std::byte*>(batch_.block_table + step.size() * max_blocks);
+  device_->upload(device_batch_base_, batch_base_, static_cast<size_t>(end - batch_base_));
 
   Step forward;
   forward.ops = &device_->ops();
   forward.batch = {.num_tokens = num_tokens,
                    .num_seqs = static_cast<int32_t>(step.size()),
-                   .query_start = query_start_.data(),
-                   .context_len = context_len_.data(),
-                   .block_table = block_table_.data(),
-                   .max_blocks = max_blocks_,
+                   .query_start = device_batch_.query_start,
+                   .context_len = device_batch_.context_len,
+                   .block_table = device_batch_.block_table,
+                   .max_blocks = static_cast<int32_t>(max_blocks),
                    .block_size = block_size_,
-                   .state_slot = state_slot_.data(),
-                   .state_is_fresh = state_is_fresh_.data()};
-  forward.token_ids = token_ids_.data();
-  forward.positions = positions_.data();
-  forward.logit_rows = logit_rows_.data();
-  forward.num_logit_rows = num_logit_rows;
+                   .state_slot = device_batch_.state_slot,
+                   .state_is_fresh = device_batch_.state_is_fresh};
+  forward.token_ids = device_batch_.token_ids;
+  forward.positions = device_batch_.positions;
+  forward.logit_rows = device_batch_.logit_rows;
+  forward.num_logit_rows = num_logit_rows_;
   forward.caches = &caches_;
   forward.scratch = &scratch_;
-  const Tensor logits = logits_.rows(0, num_logit_rows);
-  model_->forward(forward, logits);
+  model_->forward(forward, logits_.rows(0, num_logit_rows_));
+}
+
+Tensor ModelRunner::collect() {
+  const Tensor logits = host_logits_.rows(0, num_logit_rows_);
+  if (num_logit_rows_ > 0) device_->download(logits.data, logits_.data, logits.num_bytes());
+  device_->synchronize();
   return logits;
 }
 

@@ -1,5 +1,7 @@
-// Runs one planned step on the device: fills the flat batch, calls the model, returns logits. Holds
-// all device memory of the engine; reserves it in one go and allocates nothing afterwards.
+// Runs one planned step on the device: fills the flat batch in host memory, uploads it in one copy,
+// calls the model, brings the logits back. Makes the copies between cache tiers that the scheduler
+// asks for. Holds all device memory of the engine and all host memory the device copies to and
+// from; reserves it in one go and allocates nothing afterwards.
 #pragma once
 
 #include <span>
@@ -7,35 +9,73 @@
 
 #include "engine/memory_plan.h"
 #include "engine/scheduler.h"
+#include "model/cache_slots.h"
 #include "model/model.h"
 
 namespace nibble {
 
+// Slots of the second cache tier, in host memory.
+struct HostTierShape {
+  int32_t num_blocks = 0;
+  int32_t num_snapshots = 0;
+};
+
 class ModelRunner {
  public:
   // `model` and `device` must outlive this object.
-  static Result<ModelRunner> create(const Model& model, Device& device, const MemoryPlan& plan);
+  static Result<ModelRunner> create(const Model& model, Device& device, const MemoryPlan& plan,
+                                    const HostTierShape& host = {});
+  // Bytes of a host slot under this plan.
+  static size_t block_bytes(const Model& model, const MemoryPlan& plan);
+  static size_t snapshot_bytes(const Model& model, const MemoryPlan& plan);
 
-  // Logits [number of sequences with wants_logits, vocab_size], in the order of `step`; valid until
-  // the next call, and may be overwritten.
-  Tensor run(std::span<const ScheduledSequence> step);
+  // Enqueues the copies, in order. What they write in host memory is there after synchronize().
+  void copy(std::span<const SlotCopy> copies);
+  void synchronize() { device_->synchronize(); }
+  // A host slot's bytes. For the thread that holds a reference to the slot.
+  std::span<std::byte> host_slot(bool is_snapshot, int32_t slot) const;
+
+  // Logits [sum of num_logit_rows, vocab_size] in host memory, in the order of `step`; valid until
+  // the next launch, and may be overwritten.
+  Tensor run(std::span<const ScheduledSequence> step) {
+    launch(step);
+    return collect();
+  }
+  // Enqueues the step. The batch must not be touched, so no second launch, until collect().
+  void launch(std::span<const ScheduledSequence> step);
+  // Waits for it.
+  Tensor collect();
 
  private:
+  // The flat batch, at the same offsets in host and in device memory.
+  struct Batch {
+    int32_t *token_ids, *positions, *query_start, *context_len, *state_slot, *logit_rows,
+        *block_table;
+    uint8_t* state_is_fresh;
+  };
+  static Batch place_batch(Arena& arena, const MemoryPlan& plan, int32_t max_blocks);
+
   ModelRunner() = default;
 
   const Model* model_ = nullptr;
   Device* device_ = nullptr;
   DeviceMemory memory_;
+  DeviceMemory host_memory_;       // batch and logits
+  DeviceMemory host_tier_memory_;  // blocks, then snapshots
   ModelCaches caches_;
+  CacheSlots block_slots_;
+  CacheSlots state_slots_;
+  HostTierShape host_tier_;
   Arena scratch_;
   Tensor logits_;
-  int32_t max_blocks_ = 0;  // per sequence
+  Tensor host_logits_;
+  Batch batch_;         // host
+  Batch device_batch_;  // device
+  std::byte* batch_base_ = nullptr;
+  std::byte* device_batch_base_ = nullptr;
+  int32_t num_state_slots_ = 0;
   int32_t block_size_ = 0;
-
-  // The batch of a step, sized for the largest one.
-  std::vector<int32_t> token_ids_, positions_, query_start_, context_len_, block_table_,
-      state_slot_, logit_rows_;
-  std::vector<uint8_t> state_is_fresh_;
+  int32_t num_logit_rows_ = 0;  // of the launched step
 };
 
 }  // namespace nibble

@@ -29,7 +29,7 @@ struct EngineOptions {
   bool enable_prefix_caching = true;
   int num_state_snapshots = -1;  // slots for kept prefixes of hybrid models; -1: choose
   float kv_offloading_size = 0;  // GiB of host memory behind the device's cache
-  std::string cache_dir;         // files behind host memory; empty: none
+  std::string cache_dir = {};    // files behind host memory; empty: none
   float cache_dir_size = 16;     // GiB of them
 
   template <class V>

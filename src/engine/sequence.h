@@ -2,40 +2,62 @@
 // by.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
+#include <bit>
 #include <condition_variable>
 #include <cstdint>
-#include <deque>
 #include <memory>
 #include <mutex>
 #include <vector>
 
+#include "engine/block_hash.h"
 #include "engine/request.h"
 
 namespace nibble {
 
-// Events of one request. The engine thread pushes, one client thread pops.
+// Events of one request, a ring. The engine thread pushes, one client thread pops. Pushing
+// allocates only when the client is behind by more events than room was made for.
 class EventQueue {
  public:
+  static constexpr size_t kMostRoom = 1024;
+  EventQueue() : events_(64) {}
+  // Room for `count` events, within reason. Before the first push.
+  void reserve(size_t count) {
+    events_.resize(std::max(events_.size(), std::bit_ceil(std::min(count, kMostRoom))));
+  }
+
   void push(TokenEvent event) {
     {
       std::lock_guard lock(mutex_);
-      events_.push_back(std::move(event));
+      if (size_ == events_.size()) grow();
+      events_[(first_ + size_++) & (events_.size() - 1)] = std::move(event);
     }
     ready_.notify_one();
   }
   TokenEvent pop() {
     std::unique_lock lock(mutex_);
-    ready_.wait(lock, [&] { return !events_.empty(); });
-    TokenEvent event = std::move(events_.front());
-    events_.pop_front();
+    ready_.wait(lock, [&] { return size_ > 0; });
+    TokenEvent event = std::move(events_[first_]);
+    first_ = (first_ + 1) & (events_.size() - 1);
+    --size_;
     return event;
   }
 
  private:
+  void grow() {
+    std::vector<TokenEvent> larger(2 * events_.size());
+    for (size_t i = 0; i < size_; ++i)
+      larger[i] = std::move(events_[(first_ + i) & (events_.size() - 1)]);
+    events_ = std::move(larger);
+    first_ = 0;
+  }
+
   std::mutex mutex_;
   std::condition_variable ready_;
-  std::deque<TokenEvent> events_;
+  std::vector<TokenEvent> events_;  // a power of two
+  size_t first_ = 0;
+  size_t size_ = 0;
 };
 
 // What client and engine share; outlives either.
@@ -48,6 +70,8 @@ struct RequestChannel {
 //   |----- cached -----|------- still to run ---------|
 //   prompt tokens                 | generated tokens
 struct Sequence {
+  using Time = std::chrono::steady_clock::time_point;
+
   Request request;
   std::shared_ptr<RequestChannel> channel;
   std::vector<int32_t> tokens;  // prompt, then what was generated
@@ -57,9 +81,35 @@ struct Sequence {
   int64_t arrival = 0;          // order of submission
   uint64_t seed = 0;            // of this request's random draws
 
+  // Prefix cache; see scheduler.cc.
+  BlockHash root;                 // what the first block's hash is chained to
+  std::vector<BlockHash> hashes;  // of full blocks of `tokens`, as far as known
+  int32_t num_published = 0;      // blocks that have their name in the cache
+  int32_t branch = 0;             // leaves a kept prefix at this token; 0: nowhere
+  int32_t last_snapshot = 0;      // position of the newest one, in tokens
+  int32_t rolling_snapshot = -1;  // its slot, while generating
+  BlockHash rolling_hash;         // the slot is still ours if it has this name
+
+  // Scheduling.
+  int32_t client = -1;      // index of the scheduler's
+  bool admitted = false;    // has run before: was preempted if it waits
+  int32_t step_index = -1;  // in the planned step
+
+  // What its report will say.
+  int32_t num_from_device = 0;  // prompt tokens resumed at the first admission
+  int32_t num_from_tiers = 0;
+  int32_t num_from_disk = 0;  // tokens read from disk to host memory for it
+  int32_t num_preemptions = 0;
+  Time submitted, first_scheduled, first_token, last_token;
+  std::vector<std::vector<TokenLogprob>> prompt_logprobs;
+
   int32_t num_prompt() const { return static_cast<int32_t>(request.prompt.size()); }
   int32_t num_generated() const { return static_cast<int32_t>(tokens.size()) - num_prompt(); }
   int32_t num_pending() const { return static_cast<int32_t>(tokens.size()) - num_computed; }
+  // Logits of every prompt row are wanted, so nothing of the prompt may come from the cache.
+  bool wants_prompt_logprobs() const {
+    return request.sampling.num_prompt_logprobs >= 0 && num_generated() == 0;
+  }
 };
 
 }  // namespace nibble

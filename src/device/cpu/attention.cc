@@ -127,6 +127,9 @@ constexpr int32_t kTileTokens = 8;
 constexpr int64_t kMinParallelWork = 1 << 18;  // multiply-adds
 }  // namespace
 
+// Scores a thread has room for from its first tile on, so that short contexts never grow them.
+constexpr size_t kMinScores = size_t{1} << 16;
+
 void CpuOps::attention(const AttentionArgs& args, const RaggedBatch& batch) {
   if (args.q.dtype != DType::kF32 || args.cache.format.dtype != DType::kF32) {
     RefOps::attention(args, batch);
@@ -162,7 +165,7 @@ void CpuOps::attention(const AttentionArgs& args, const RaggedBatch& batch) {
         tile.block_size = batch.block_size;
         const auto needed = static_cast<size_t>(tile.tokens * heads) *
                             static_cast<size_t>(tile.first_position + tile.tokens);
-        if (scores.size() < needed) scores.resize(needed);
+        if (scores.size() < needed) scores.resize(std::max(needed, kMinScores));
         HWY_DYNAMIC_DISPATCH(attend_tile)(tile, scores.data());
       }
     };
