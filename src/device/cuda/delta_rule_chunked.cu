@@ -44,22 +44,121 @@ struct ChunkWork {
   uint16_t scores[kChunk * kChunk];   // P
   TokenFactors factors[kChunk + 1];   // the last one's beta: e^G_C
 };
-constexpr int kInverseStride = 68;  // floats; rows of A stay 16-byte aligned
 
-struct PrepareShared {
+// Shared memory of prepare. The panels are dead once the products are in registers; what makes the
+// inverse then takes their place.
+constexpr int kHalf = kChunk / 2;
+constexpr int kFloatStride = kHalf + 4;  // rows stay 16-byte aligned
+constexpr int kHalfStride = kHalf + 8;   // the same, and ldmatrix meets no bank twice
+struct PreparePanels {
   uint8_t k[2][kChunk * kPanelRowBytes];  // columns 0-63, 64-127
   uint8_t q[2][kChunk * kPanelRowBytes];
-  float a[kChunk * kInverseStride];
+};
+struct PrepareInverse {
+  float diagonal[2][kHalf * kFloatStride];  // A11, A22
+  Half corner[kHalf * kHalfStride];         // A21
+  Half inverse[2][kHalf * kHalfStride];     // T11, T22
+};
+struct PrepareShared {
+  union {
+    PreparePanels panels;
+    PrepareInverse solve;
+  };
   float cumulative[kChunk];
   float beta[kChunk];
   float k_norm[kChunk];
   float q_norm[kChunk];
 };
 
+// T of one chunk by warps 0 and 1, from the blocks of A in shared memory. Each warp inverts its
+// diagonal block in f32, a lane per column: T_i = e_i - sum_{k < i} A_ik T_k. Then both make
+// T21 = -T22 A21 T11 on tensor cores, transposed so that the first product's accumulators are the
+// second's left operand; f16 operands, finer than the result is stored.
+template <class T>
+__device__ inline void invert(PrepareInverse& solve, uint16_t* inverse, int warp, int lane) {
+  float column[kHalf];
+  const float* a = solve.diagonal[warp];
+#pragma unroll
+  for (int i = 0; i < kHalf; ++i) {
+    float sum[4] = {i == lane ? 1.0f : 0.0f, 0, 0, 0};
+#pragma unroll
+    for (int k = 0; k < i; k += 4) {
+      const float4 four = *reinterpret_cast<const float4*>(a + i * kFloatStride + k);
+      sum[0] -= four.x * column[k];
+      if (k + 1 < i) sum[1] -= four.y * column[k + 1];
+      if (k + 2 < i) sum[2] -= four.z * column[k + 2];
+      if (k + 3 < i) sum[3] -= four.w * column[k + 3];
+    }
+    column[i] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  }
+  const int first = kHalf * warp;  // row and column of the diagonal block
+#pragma unroll
+  for (int i = 0; i < kHalf; ++i)
+    solve.inverse[warp][i * kHalfStride + lane] = __float2half_rn(column[i]);
+    // Even lanes store row i, odd lanes row i + 1, both for the pair of columns they share.
+#pragma unroll
+  for (int i = 0; i < kHalf; i += 2) {
+    const bool odd = (lane & 1) != 0;
+    const float other = __shfl_xor_sync(0xffffffffu, odd ? column[i] : column[i + 1], 1);
+    const uint32_t pair = odd ? pack_pair<T>(other, column[i + 1]) : pack_pair<T>(column[i], other);
+    *reinterpret_cast<uint32_t*>(inverse + (first + i + (odd ? 1 : 0)) * kChunk + first +
+                                 (lane & ~1)) = pair;
+  }
+  if (warp == 0) {  // T12 = 0
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      reinterpret_cast<uint4*>(inverse + lane * kChunk + kHalf)[i] = {0, 0, 0, 0};
+  }
+  asm volatile("bar.sync 1, 64;" ::: "memory");
+
+  // Columns 16 warp .. + 16 of T21, as rows: (A21 T11)' = T11' A21', then times T22'.
+  const uint32_t corner = shared_address(solve.corner);
+  const uint32_t upper = shared_address(solve.inverse[0]);
+  const uint32_t lower = shared_address(solve.inverse[1]);
+  const int low_row = (lane & 7) + ((lane >> 4) << 3);
+  const int low_column = ((lane >> 3) & 1) * 8;
+  const auto at = [](uint32_t base, int row, int column) {
+    return base + static_cast<uint32_t>(row * kHalfStride + column) * 2;
+  };
+  float product[4][4] = {};
+#pragma unroll
+  for (int step = 0; step < 2; ++step) {
+    uint32_t left[4];
+    load_matrices_transposed(left, at(upper, 16 * step + low_row, 16 * warp + low_column));
+#pragma unroll
+    for (int pair = 0; pair < 2; ++pair) {
+      uint32_t right[4];
+      load_matrices(right, at(corner, 16 * pair + low_row, 16 * step + low_column));
+      mma_16x8x16<Half>(product[2 * pair], left, right[0], right[1]);
+      mma_16x8x16<Half>(product[2 * pair + 1], left, right[2], right[3]);
+    }
+  }
+  float result[4][4] = {};
+#pragma unroll
+  for (int step = 0; step < 2; ++step) {
+    uint32_t left[4];
+    left_operand<Half>(left, product[2 * step], product[2 * step + 1]);
+#pragma unroll
+    for (int pair = 0; pair < 2; ++pair) {
+      uint32_t right[4];
+      load_matrices(right, at(lower, 16 * pair + low_row, 16 * step + low_column));
+      mma_16x8x16<Half>(result[2 * pair], left, right[0], right[1]);
+      mma_16x8x16<Half>(result[2 * pair + 1], left, right[2], right[3]);
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < 4; ++n) {
+    uint16_t* row = inverse + (kHalf + 8 * n + lane / 4) * kChunk + 16 * warp + lane % 4 * 2;
+    *reinterpret_cast<uint32_t*>(row) = transpose_8x8(pack_pair<T>(-result[n][0], -result[n][1]));
+    *reinterpret_cast<uint32_t*>(row + 8) =
+        transpose_8x8(pack_pair<T>(-result[n][2], -result[n][3]));
+  }
+}
+
 // Grid (num_v_heads, chunks of this piece), 128 threads. Warps 0 and 1 make T, warps 2 and 3 P.
 template <class T>
-__global__ __launch_bounds__(128) void prepare_kernel(Rule rule, int32_t first_chunk,
-                                                      ChunkWork* work) {
+__global__ __launch_bounds__(128, 5) void prepare_kernel(Rule rule, int32_t first_chunk,
+                                                         ChunkWork* work) {
 #if __CUDA_ARCH__ >= 800
   extern __shared__ __align__(1024) uint8_t raw[];
   PrepareShared& shared = *reinterpret_cast<PrepareShared*>(raw);
@@ -82,9 +181,9 @@ __global__ __launch_bounds__(128) void prepare_kernel(Rule rule, int32_t first_c
     const bool valid = row < count;
     const int64_t from = ((first + (valid ? row : 0)) * rule.num_k_heads + key_head) * kDim;
     const uint32_t to = panel_offset(row, chunk & 7);
-    copy_async(shared_address(shared.k[chunk / 8]) + to,
+    copy_async(shared_address(shared.panels.k[chunk / 8]) + to,
                static_cast<const T*>(rule.k) + from + chunk * 8, valid);
-    copy_async(shared_address(shared.q[chunk / 8]) + to,
+    copy_async(shared_address(shared.panels.q[chunk / 8]) + to,
                static_cast<const T*>(rule.q) + from + chunk * 8, valid);
   }
   copy_commit();
@@ -113,8 +212,8 @@ __global__ __launch_bounds__(128) void prepare_kernel(Rule rule, int32_t first_c
 #pragma unroll
     for (int chunk = 0; chunk < 8; ++chunk) {
       const uint32_t offset = panel_offset(row, chunk);
-      const uint4 k4 = *reinterpret_cast<const uint4*>(shared.k[tid & 1] + offset);
-      const uint4 q4 = *reinterpret_cast<const uint4*>(shared.q[tid & 1] + offset);
+      const uint4 k4 = *reinterpret_cast<const uint4*>(shared.panels.k[tid & 1] + offset);
+      const uint4 q4 = *reinterpret_cast<const uint4*>(shared.panels.q[tid & 1] + offset);
       const uint32_t kw[4] = {k4.x, k4.y, k4.z, k4.w};
       const uint32_t qw[4] = {q4.x, q4.y, q4.z, q4.w};
 #pragma unroll
@@ -134,21 +233,23 @@ __global__ __launch_bounds__(128) void prepare_kernel(Rule rule, int32_t first_c
   }
   __syncthreads();
 
-  // Rows 32 * (warp % 2) .. + 32 of K K' (warps 0, 1) or Q K' (warps 2, 3).
+  // Rows 32 * (warp % 2) .. + 32 of K K' (warps 0, 1) or Q K' (warps 2, 3), on and below the
+  // diagonal.
   const bool makes_inverse = warp < 2;
-  const int first_row = 32 * (warp & 1);
+  const int first_row = kHalf * (warp & 1);
   float acc[2][8][4] = {};
 #pragma unroll
   for (int step = 0; step < 8; ++step) {
-    const uint8_t* left = makes_inverse ? shared.k[step / 4] : shared.q[step / 4];
+    const uint8_t* left = makes_inverse ? shared.panels.k[step / 4] : shared.panels.q[step / 4];
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
       uint32_t a[4];
       load_left(a, shared_address(left), first_row + 16 * m, step & 3);
-      multiply_step<T, false, Right::kRowsAreColumns>(acc[m], a, shared_address(shared.k[step / 4]),
-                                                      step & 3);
+      multiply_step<T, false, Right::kRowsAreColumns>(
+          acc[m], a, shared_address(shared.panels.k[step / 4]), step & 3, first_row / 16 + m + 1);
     }
   }
+  __syncthreads();
   const int g = lane / 4;
   const int t = lane % 4;
 #pragma unroll
@@ -160,58 +261,42 @@ __global__ __launch_bounds__(128) void prepare_kernel(Rule rule, int32_t first_c
       const float row_factor = makes_inverse ? shared.beta[i] * shared.k_norm[i] : shared.q_norm[i];
 #pragma unroll
       for (int n = 0; n < 8; ++n) {
-        float pair[2];
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          const int j = 8 * n + 2 * t + c;
-          const bool kept = makes_inverse ? j < i : j <= i;
-          pair[c] = kept ? row_factor * shared.k_norm[j] * acc[m][n][2 * half + c] *
-                               expf(g_i - shared.cumulative[j])
-                         : 0.0f;
-        }
         const int at = 8 * n + 2 * t;
-        if (makes_inverse) {
-          *reinterpret_cast<float2*>(shared.a + i * kInverseStride + at) = {pair[0], pair[1]};
-        } else {
+        float pair[2] = {0, 0};
+        if (8 * n < first_row + 16 * m + 16) {
+#pragma unroll
+          for (int c = 0; c < 2; ++c) {
+            const int j = at + c;
+            if (makes_inverse ? j < i : j <= i)
+              pair[c] = row_factor * shared.k_norm[j] * acc[m][n][2 * half + c] *
+                        __expf(g_i - shared.cumulative[j]);
+          }
+        }
+        const int row = i - first_row;
+        if (!makes_inverse) {
           *reinterpret_cast<uint32_t*>(out.scores + i * kChunk + at) =
               pack_pair<T>(pair[0], pair[1]);
+        } else if (8 * n >= first_row && 8 * n < first_row + kHalf) {
+          *reinterpret_cast<float2*>(shared.solve.diagonal[warp] + row * kFloatStride + at -
+                                     first_row) = {pair[0], pair[1]};
+        } else if (8 * n < first_row) {
+          *reinterpret_cast<uint32_t*>(shared.solve.corner + row * kHalfStride + at) =
+              pack_pair<Half>(pair[0], pair[1]);
         }
       }
     }
-  if (!makes_inverse) {
-    const int i = tid - 64;
-    const float cumulative = shared.cumulative[i];
-    const float through = expf(cumulative);
-    const float beta = shared.beta[i];
-    out.factors[i] = {beta, beta * through * shared.k_norm[i], through * shared.q_norm[i],
-                      expf(shared.cumulative[kChunk - 1] - cumulative) * shared.k_norm[i]};
-    if (i == kChunk - 1) out.factors[kChunk] = {through, 0, 0, 0};
+  if (makes_inverse) {
+    __syncwarp();  // each warp inverts the block that it wrote
+    invert<T>(shared.solve, out.inverse, warp, lane);
     return;
   }
-  asm volatile("bar.sync 1, 64;" ::: "memory");
-  // Column tid of T: T_i = e_i - sum_{k < i} A_ik T_k.
-  float column[kChunk];
-#pragma unroll
-  for (int i = 0; i < kChunk; ++i) {
-    float sum[4] = {i == tid ? 1.0f : 0.0f, 0, 0, 0};
-#pragma unroll
-    for (int k = 0; k < i; k += 4) {
-      const float4 a = *reinterpret_cast<const float4*>(shared.a + i * kInverseStride + k);
-      sum[0] -= a.x * column[k];
-      if (k + 1 < i) sum[1] -= a.y * column[k + 1];
-      if (k + 2 < i) sum[2] -= a.z * column[k + 2];
-      if (k + 3 < i) sum[3] -= a.w * column[k + 3];
-    }
-    column[i] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-  }
-  // Even lanes store row i, odd lanes row i + 1, both for the pair of columns they share.
-#pragma unroll
-  for (int i = 0; i < kChunk; i += 2) {
-    const bool odd = (tid & 1) != 0;
-    const float other = __shfl_xor_sync(0xffffffffu, odd ? column[i] : column[i + 1], 1);
-    const uint32_t pair = odd ? pack_pair<T>(other, column[i + 1]) : pack_pair<T>(column[i], other);
-    *reinterpret_cast<uint32_t*>(out.inverse + (i + (odd ? 1 : 0)) * kChunk + (tid & ~1)) = pair;
-  }
+  const int i = tid - 64;
+  const float cumulative = shared.cumulative[i];
+  const float through = expf(cumulative);
+  const float beta = shared.beta[i];
+  out.factors[i] = {beta, beta * through * shared.k_norm[i], through * shared.q_norm[i],
+                    expf(shared.cumulative[kChunk - 1] - cumulative) * shared.k_norm[i]};
+  if (i == kChunk - 1) out.factors[kChunk] = {through, 0, 0, 0};
 #endif
 }
 
@@ -232,31 +317,42 @@ __device__ inline void load_stage(AdvanceStage& stage, const Rule& rule, const C
                                   int64_t first, int count, int key_head, int64_t head,
                                   int value_begin) {
   const int tid = static_cast<int>(threadIdx.x);
-  const uint32_t k = shared_address(stage.k[0]);
-  const uint32_t q = shared_address(stage.q[0]);
+  // A thread keeps its 16-byte chunk and takes every 8th or 16th row, so the swizzle is the same
+  // for all of them. Rows past the end read the last one and store zeros.
+  {
+    const int chunk = tid % 16;
+    const uint32_t to = static_cast<uint32_t>(chunk / 8 * kChunk * kPanelRowBytes) +
+                        panel_offset(tid / 16, chunk & 7);
+    const uint32_t k = shared_address(stage.k[0]) + to;
+    const uint32_t q = shared_address(stage.q[0]) + to;
+    const int stride = rule.num_k_heads * kDim;
+    const int64_t from = first * stride + key_head * kDim + chunk * 8;
 #pragma unroll
-  for (int i = tid; i < kChunk * 16; i += 128) {
-    const int row = i / 16;
-    const int chunk = i % 16;
-    const bool valid = row < count;
-    const int64_t from =
-        ((first + (valid ? row : 0)) * rule.num_k_heads + key_head) * kDim + chunk * 8;
-    const uint32_t to =
-        static_cast<uint32_t>(chunk / 8 * kChunk * kPanelRowBytes) + panel_offset(row, chunk & 7);
-    copy_async(k + to, static_cast<const T*>(rule.k) + from, valid);
-    copy_async(q + to, static_cast<const T*>(rule.q) + from, valid);
+    for (int i = 0; i < 8; ++i) {
+      const int row = tid / 16 + 8 * i;
+      const int offset = min(row, count - 1) * stride;
+      const bool valid = row < count;
+      copy_async(k + static_cast<uint32_t>(8 * i * kPanelRowBytes),
+                 static_cast<const T*>(rule.k) + from + offset, valid);
+      copy_async(q + static_cast<uint32_t>(8 * i * kPanelRowBytes),
+                 static_cast<const T*>(rule.q) + from + offset, valid);
+    }
   }
+  const int chunk = tid % 8;
+  const uint32_t to = panel_offset(tid / 8, chunk);
+  const int stride = rule.num_v_heads * kDim;
+  const T* v =
+      static_cast<const T*>(rule.v) + first * stride + head * kDim + value_begin + chunk * 8;
+  const uint32_t values = shared_address(stage.v) + to;
+  const uint32_t inverse = shared_address(stage.inverse) + to;
+  const uint32_t scores = shared_address(stage.scores) + to;
 #pragma unroll
-  for (int i = tid; i < kChunk * 8; i += 128) {
-    const int row = i / 8;
-    const int chunk = i % 8;
-    const bool valid = row < count;
-    const uint32_t to = panel_offset(row, chunk);
-    const int64_t from =
-        ((first + (valid ? row : 0)) * rule.num_v_heads + head) * kDim + value_begin + chunk * 8;
-    copy_async(shared_address(stage.v) + to, static_cast<const T*>(rule.v) + from, valid);
-    copy_async(shared_address(stage.inverse) + to, work.inverse + i * 8, true);
-    copy_async(shared_address(stage.scores) + to, work.scores + i * 8, true);
+  for (int i = 0; i < 4; ++i) {
+    const int row = tid / 8 + 16 * i;
+    const auto below = static_cast<uint32_t>(16 * i * kPanelRowBytes);
+    copy_async(values + below, v + min(row, count - 1) * stride, row < count);
+    copy_async(inverse + below, work.inverse + tid * 8 + i * 1024, true);
+    copy_async(scores + below, work.scores + tid * 8 + i * 1024, true);
   }
   if (tid <= kChunk) copy_async(shared_address(&stage.factors[tid]), &work.factors[tid], true);
 }

@@ -216,10 +216,11 @@ __device__ inline void wgmma_64(float (*acc)[4], uint64_t left, uint64_t right) 
 }
 
 // acc[0..7] (64 columns) += a (16 columns of depth) times depth rows 16 * step .. + 16 of the right
-// operand. With wgmma it is only enqueued: between wgmma_begin() and wgmma_commit().
+// operand. With wgmma it is only enqueued: between wgmma_begin() and wgmma_commit(). Without, only
+// the first 16 * num_pairs columns are computed.
 template <class T, bool kWgmma, Right kRight>
 __device__ inline void multiply_step(float (*acc)[4], const uint32_t (&a)[4], uint32_t panel,
-                                     int step) {
+                                     int step, int num_pairs = 4) {
   if constexpr (kWgmma) {
     if constexpr (kRight == Right::kRowsAreColumns) {
       wgmma_64<T, 0>(acc, a, panel_descriptor(panel + static_cast<uint32_t>(step) * 32));
@@ -230,6 +231,7 @@ __device__ inline void multiply_step(float (*acc)[4], const uint32_t (&a)[4], ui
     const int lane = static_cast<int>(threadIdx.x) & 31;
 #pragma unroll
     for (int pair = 0; pair < 4; ++pair) {  // 16 columns at a time
+      if (pair >= num_pairs) continue;
       uint32_t b[4];
       if constexpr (kRight == Right::kRowsAreColumns) {
         // Matrices: columns 0-7 depth 0-7, depth 8-15, columns 8-15 depth 0-7, depth 8-15.
@@ -254,8 +256,8 @@ bool compiled_for_hopper(Kernel* kernel, const Workspace& workspace) {
   return workspace.compute_capability == 90 && attributes.ptxVersion == 90;
 }
 
-// Blocks of `kernel` may use this much dynamic shared memory. Needed when it and the kernel's static
-// arrays together pass 48 KiB.
+// Blocks of `kernel` may use this much dynamic shared memory. Needed when it and the kernel's
+// static arrays together pass 48 KiB.
 template <class Kernel>
 void allow_shared_memory(Kernel* kernel, size_t bytes) {
   NB_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
