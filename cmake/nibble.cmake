@@ -43,6 +43,7 @@ endfunction()
 # nibble_tests(name libs...): tests/<name>/*_test.cc as one program, its tests known to CTest.
 function(nibble_tests name)
   file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/${name}/*_test.cc)
+  list(FILTER sources EXCLUDE REGEX "/cuda_[^/]*$")  # cuda_tests
   if(NOT sources)
     return()
   endif()

@@ -199,22 +199,18 @@ struct Operand {
   }
 };
 
-// This lane's part of the activations of one unit: of token 8 n + lane / 4, inputs 32 j + 8 (lane %
-// 4) .. + 7.
-template <int kTokenTiles>
+// This lane's part of the activations of one unit, of one tile of 8 tokens: of token 8 n + lane /
+// 4, inputs 32 j + 8 (lane % 4) .. + 7.
 struct Activations {
-  uint4 x[kTokenTiles][2];
-  __device__ __forceinline__ void read(const SkinnyArgs& args, int unit, int lane) {
+  uint4 x[2];
+  __device__ __forceinline__ void read(const SkinnyArgs& args, int n, int unit, int lane) {
+    const int token = 8 * n + lane / 4;
+    const auto* from = reinterpret_cast<const uint4*>(
+        static_cast<const char*>(args.x) +
+        (token * args.in_features + unit * kUnit + lane % 4 * 8) * 2);
 #pragma unroll
-    for (int n = 0; n < kTokenTiles; ++n) {
-      const int token = 8 * n + lane / 4;
-      const auto* from = reinterpret_cast<const uint4*>(
-          static_cast<const char*>(args.x) +
-          (token * args.in_features + unit * kUnit + lane % 4 * 8) * 2);
-#pragma unroll
-      for (int j = 0; j < 2; ++j)
-        x[n][j] = token < args.num_tokens ? __ldg(from + 4 * j) : make_uint4(0, 0, 0, 0);
-    }
+    for (int j = 0; j < 2; ++j)
+      x[j] = token < args.num_tokens ? __ldg(from + 4 * j) : make_uint4(0, 0, 0, 0);
   }
 };
 
@@ -314,12 +310,14 @@ __device__ __forceinline__ void finish(const SkinnyArgs& args, S& sums, int64_t 
 #endif  // NB_SKINNY_CODE
 
 template <class T, Kind kind, int kTokenTiles, int kRowTiles>
-__global__ void __launch_bounds__(kWarps * 32, kRowTiles == 1 ? 3 : 2)
+__global__ void __launch_bounds__(kWarps * 32, kRowTiles == 1     ? 3
+                                               : kTokenTiles <= 4 ? 2
+                                                                  : 1)
     skinny_kernel(const SkinnyArgs args) {
 #if NB_SKINNY_CODE
   constexpr int kDepth = kStages<kind, kRowTiles>;
   constexpr int kStageBytes = kRowTiles * kTileBytes<kind>;
-  constexpr bool kPrefetch = kTokenTiles <= 2;  // activations one unit ahead, in registers
+  constexpr bool kPrefetch = kTokenTiles == 1;  // activations one unit ahead, in registers
   extern __shared__ __align__(16) char shared[];
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
@@ -356,38 +354,39 @@ __global__ void __launch_bounds__(kWarps * 32, kRowTiles == 1 ? 3 : 2)
 
   Sums<T, kTokenTiles, kRowTiles> sums;
   sums.clear();
-  Activations<kTokenTiles> x;
-  if constexpr (kPrefetch) x.read(args, unit, lane);
+  Activations ahead;
+  if constexpr (kPrefetch) ahead.read(args, 0, unit, lane);
   int stage = 0;
   for (int i = 0; i < count; ++i) {
-    Activations<kTokenTiles> next;
     const int next_unit = unit + 1 == args.units_per_row ? 0 : unit + 1;
+    Activations x;
     if constexpr (kPrefetch) {
-      next.read(args, next_unit, lane);
-    } else {
-      x.read(args, unit, lane);
+      x = ahead;
+      ahead.read(args, 0, next_unit, lane);
     }
     wait_async<kDepth - 2>();
     __syncwarp();
-    Operand<T, kind> weights[kRowTiles];
+    uint32_t a[kRowTiles][4][4];
 #pragma unroll
-    for (int r = 0; r < kRowTiles; ++r)
-      weights[r].read(ring + stage * kStageBytes + r * kTileBytes<kind>, lane);
+    for (int r = 0; r < kRowTiles; ++r) {
+      Operand<T, kind> weights;
+      weights.read(ring + stage * kStageBytes + r * kTileBytes<kind>, lane);
+      weights.template step<0>(a[r][0]);
+      weights.template step<1>(a[r][1]);
+      weights.template step<2>(a[r][2]);
+      weights.template step<3>(a[r][3]);
+    }
     fetch_next();
     stage = stage + 1 == kDepth ? 0 : stage + 1;
 #pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) {
-      uint32_t a[4][4];
-      weights[r].template step<0>(a[0]);
-      weights[r].template step<1>(a[1]);
-      weights[r].template step<2>(a[2]);
-      weights[r].template step<3>(a[3]);
+    for (int n = 0; n < kTokenTiles; ++n) {
+      if constexpr (!kPrefetch) x.read(args, n, unit, lane);
 #pragma unroll
-      for (int n = 0; n < kTokenTiles; ++n) {
-        Pair<T>::mma(sums.c[r][n], a[0], x.x[n][0].x, x.x[n][0].y);
-        Pair<T>::mma(sums.c[r][n], a[1], x.x[n][0].z, x.x[n][0].w);
-        Pair<T>::mma(sums.c[r][n], a[2], x.x[n][1].x, x.x[n][1].y);
-        Pair<T>::mma(sums.c[r][n], a[3], x.x[n][1].z, x.x[n][1].w);
+      for (int r = 0; r < kRowTiles; ++r) {
+        Pair<T>::mma(sums.c[r][n], a[r][0], x.x[0].x, x.x[0].y);
+        Pair<T>::mma(sums.c[r][n], a[r][1], x.x[0].z, x.x[0].w);
+        Pair<T>::mma(sums.c[r][n], a[r][2], x.x[1].x, x.x[1].y);
+        Pair<T>::mma(sums.c[r][n], a[r][3], x.x[1].z, x.x[1].w);
       }
     }
     if (unit + 1 == args.units_per_row || i + 1 == count) {
@@ -397,7 +396,6 @@ __global__ void __launch_bounds__(kWarps * 32, kRowTiles == 1 ? 3 : 2)
       if (unit + 1 == args.units_per_row) ++row_block;
     }
     unit = next_unit;
-    if constexpr (kPrefetch) x = next;
   }
 #endif
 }
