@@ -1,5 +1,5 @@
 // Paged attention on a GPU with Qwen3.5's heads (24 query, 4 kv, 256 wide): decode as bytes of
-// cache per second over the card's copy bandwidth, prefill as FLOP/s.
+// cache per second over the card's read bandwidth, prefill as FLOP/s.
 #include <numeric>
 
 #include "cuda_timing.h"
@@ -94,7 +94,7 @@ void run(cuda::Scalar cache_type, int num_seqs, int new_tokens, int context, int
 int main() {
   using namespace nibble::bench;
   using nibble::cuda::Scalar;
-  const double bandwidth = copy_bandwidth();
+  const double bandwidth = read_bandwidth();
   print_card(bandwidth);
   for (const Scalar type : {Scalar::kE5M2, Scalar::kE4M3, Scalar::kBF16}) {
     run(type, 1, 1, 4096, 24, bandwidth);

@@ -1,5 +1,5 @@
 // The gated delta rule on a GPU with Qwen3.5's heads (16 key, 48 value, 128 wide, bf16): prefill of
-// one layer in ms, and decode of 72 layers with bytes per second over the card's copy bandwidth.
+// one layer in ms, and decode of 72 layers with bytes per second over the card's read bandwidth.
 // tools/compare_delta_rule.py times flash-linear-attention's Triton kernels on the same shapes.
 #include "cuda_timing.h"
 #include "device/cuda/gated_delta_net.h"
@@ -85,7 +85,7 @@ void decode(int batch_size, int tokens_each, double bandwidth) {
   });
   const double bytes = 2.0 * static_cast<double>(state_bytes) * kLayers;
   std::printf(
-      "decode %3d x %d tokens, 72 layers: %7.3f ms, %5.2f TB/s of state, %3.0f %% of copy\n",
+      "decode %3d x %d tokens, 72 layers: %7.3f ms, %5.2f TB/s of state, %3.0f %% of reading\n",
       batch_size, tokens_each, ms, bytes / ms * 1e-9, 100 * bytes / (ms * 1e-3) / bandwidth);
   NB_CUDA(cudaFree(all));
   NB_CUDA(cudaFree(workspace.scratch));
@@ -96,7 +96,7 @@ void decode(int batch_size, int tokens_each, double bandwidth) {
 
 int main() {
   using namespace nibble::bench;
-  const double bandwidth = copy_bandwidth();
+  const double bandwidth = read_bandwidth();
   print_card(bandwidth);
   for (const size_t scratch_mib : {24u, 48u, 96u, 448u}) prefill("1 x 32768", {32768}, scratch_mib);
   prefill("1 x 8192", {8192}, 96);

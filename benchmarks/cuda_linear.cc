@@ -174,7 +174,7 @@ int main(int argc, char** argv) {
     std::printf("no GPU: nothing measured\n");
     return 0;
   }
-  nibble::bench::print_card(nibble::bench::copy_bandwidth());
+  nibble::bench::print_card(nibble::bench::read_bandwidth());
   const nibble::Bench bench;
   const auto wanted = [&](const char* part) {
     for (int i = 1; i < argc; ++i)

@@ -1,5 +1,5 @@
 // What the benchmarks of CUDA kernels share: device memory with random contents, medians of event
-// timings over replayed graphs, and the card's copy bandwidth.
+// timings over replayed graphs, and the card's read bandwidth.
 #pragma once
 
 #include <algorithm>
@@ -8,6 +8,7 @@
 #include <random>
 #include <vector>
 
+#include "cuda_read.h"
 #include "device/cuda/handles.h"
 #include "device/cuda/workspace.h"
 
@@ -87,23 +88,22 @@ double median_ms(Body body, int repeats = 20) {
   return times[times.size() / 2];
 }
 
-// Bytes read plus bytes written per second of a large device-to-device copy.
-inline double copy_bandwidth() {
-  constexpr size_t kBytes = size_t{2} << 30;
-  uint16_t* from = random_bf16(kBytes / 2);
-  void* to = device_bytes(kBytes);
-  const double ms = median_ms([&](cudaStream_t stream) {
-    NB_CUDA(cudaMemcpyAsync(to, from, kBytes, cudaMemcpyDeviceToDevice, stream));
-  });
-  NB_CUDA(cudaFree(to));
-  NB_CUDA(cudaFree(from));
-  return 2.0 * kBytes / (ms * 1e-3);
+// Bytes per second of reading a buffer far larger than the L2 cache.
+inline double read_bandwidth() {
+  constexpr size_t kBytes = size_t{4} << 30;
+  uint16_t* data = random_bf16(kBytes / 2);
+  void* sink = device_bytes(16);
+  const int num_sms = make_workspace(1024).num_sms;
+  const double ms =
+      median_ms([&](cudaStream_t stream) { enqueue_read(data, kBytes, num_sms, sink, stream); });
+  NB_CUDA(cudaFree(data));
+  return kBytes / (ms * 1e-3);
 }
 
 inline void print_card(double bandwidth) {
   cudaDeviceProp properties{};
   NB_CUDA(cudaGetDeviceProperties(&properties, 0));
-  std::printf("%s, %d SMs, copy bandwidth %.2f TB/s\n", properties.name,
+  std::printf("%s, %d SMs, read bandwidth %.2f TB/s\n", properties.name,
               properties.multiProcessorCount, bandwidth / 1e12);
 }
 

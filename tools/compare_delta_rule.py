@@ -3,8 +3,11 @@
 
 Needs a GPU, PyTorch and the PyPI package flash-linear-attention. One layer with 16 key and 48 value
 heads of 128 in bf16, L2 norm inside the kernel. Prints the median of 20 runs, and the card's bf16
-matrix rate and copy bandwidth for scale.
+matrix rate for scale. Arguments: the shapes, as tokens of a sequence x sequences; all by default.
+Kernels are compiled and tuned at each start, which takes a minute or two.
 """
+import sys
+
 import torch
 from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
@@ -29,8 +32,9 @@ def main():
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     ms = median_ms(lambda: a @ b)
     print(f"{torch.cuda.get_device_name()}: bf16 matrix product {2 * 8192**3 / ms * 1e-9:.0f} TFLOP/s")
-    for name, counts in [("1 x 32768", [32768]), ("1 x 8192", [8192]), ("4 x 8192", [8192] * 4),
-                         ("16 x 2048", [2048] * 16)]:
+    for name in sys.argv[1:] or ["32768x1", "8192x1", "8192x4", "2048x16"]:
+        each, count = (int(part) for part in name.split("x"))
+        counts = [each] * count
         tokens = sum(counts)
         starts = torch.tensor([0] + counts, device="cuda").cumsum(0)
         q, k = (torch.randn(1, tokens, 16, 128, device="cuda", dtype=torch.bfloat16)
