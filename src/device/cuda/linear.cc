@@ -4,9 +4,10 @@
 namespace nibble::cuda {
 namespace {
 
-// Above this many tokens, writing the weight out in 16 bits once costs less than streaming the
-// packed weight once per 64 tokens. Measured: benchmarks/cuda_linear.cc.
-constexpr int64_t kSkinnyTokens = 256;
+// Up to how many tokens streaming the weight beats multiplying in 16 bits; for packed weights the
+// latter first writes them out. Measured: benchmarks/cuda_linear.cc paths.
+constexpr int64_t kStreamPackedTokens = 320;
+constexpr int64_t kStreamDenseTokens = 16;
 
 }  // namespace
 
@@ -14,7 +15,10 @@ void launch_linear(const LinearLaunch& args, const Workspace& workspace, cudaStr
   if (args.num_tokens == 0 || args.weight.out_features == 0) return;
   switch (args.path) {
     case LinearPath::kAuto:
-      if (args.num_tokens <= kSkinnyTokens && launch_linear_skinny(args, workspace, stream)) return;
+      if (args.num_tokens <=
+              (args.weight.layout == Layout::kDense ? kStreamDenseTokens : kStreamPackedTokens) &&
+          launch_linear_skinny(args, workspace, stream))
+        return;
       if (launch_linear_dense(args, workspace, stream)) return;
       if (launch_linear_skinny(args, workspace, stream)) return;
       break;

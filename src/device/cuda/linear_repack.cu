@@ -70,41 +70,46 @@ __global__ void dequantize_kernel(const Weight weight, int64_t begin, int64_t en
     out[i] = Round<T>::of(weight_value<W, layout>(weight, begin + row, first + i));
 }
 
-// Tiles of 16 bits to 16 bits of the same type: a warp per tile, packed arithmetic, 16-byte stores.
-// Lane 4 g + t writes inputs 32 j + 8 t .. + 7 of rows g and g + 8.
+// Tiles to elements of the type of their scales: a warp per tile, blockIdx.y the row tile.
+// Lane 4 g + t writes inputs 32 j + 8 t .. + 7 of rows g and g + 8. Half-units (32 inputs) count
+// groups, and nothing divides by a 64-bit number: memory should be the only limit.
 template <class T>
-__global__ void dequantize_tiles_kernel(const Weight weight, int64_t begin, int64_t end, T* to) {
-  const int64_t chunks = weight.in_features / 64;
-  const int64_t tile = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / 32;
-  if (tile >= (end - begin + 15) / 16 * chunks) return;
+__global__ void dequantize_tiles_kernel(const Weight weight, int64_t begin, int64_t end,
+                                        int halves_per_group, T* to) {
+  const auto chunks = static_cast<int>(weight.in_features / 64);
+  const int chunk = static_cast<int>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / 32;
+  if (chunk >= chunks) return;
   const int lane = threadIdx.x % 32;
   const int g = lane / 4;
   const int t = lane % 4;
-  const int64_t row_tile = begin / 16 + tile / chunks;
-  const int64_t chunk = tile % chunks;
+  const int64_t row_tile = begin / 16 + blockIdx.y;
   const uint4 words =
-      static_cast<const uint4*>(weight.values)[(row_tile * chunks + chunk) * 32 + lane];
+      __ldcs(static_cast<const uint4*>(weight.values) + (row_tile * chunks + chunk) * 32 + lane);
   const uint32_t word[4] = {words.x, words.y, words.z, words.w};
-  const int64_t group_size = weight.in_features / weight.num_groups;
   struct alignas(16) Vector {
     T values[8];
   };
+  struct alignas(8) Scales {
+    T values[4];
+  };
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
-    const int64_t group = (chunk * 64 + j * 32) / group_size;
-    const T* scale =
-        static_cast<const T*>(weight.scale) + ((row_tile * weight.num_groups + group) * 8 + g) * 4;
+    const int group = (chunk * 2 + j) / halves_per_group;
+    const Scales scales =
+        static_cast<const Scales*>(weight.scale)[(row_tile * weight.num_groups + group) * 8 + g];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int64_t row = tile / chunks * 16 + g + 8 * half;
-      const float s = to_float(scale[2 * half]);
-      const float zero = to_float(scale[2 * half + 1]) - magic<T>();
+      const int64_t row = int64_t{blockIdx.y} * 16 + g + 8 * half;
+      const float s = to_float(scales.values[2 * half]);
+      const float zero = to_float(scales.values[2 * half + 1]);
       Vector out;
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
         const int pair = e % 4 / 2 * 2 + half;
         const uint32_t q = (word[2 * j + e / 4] >> (4 * (pair + 4 * (e % 2)))) & 15u;
-        out.values[e] = Round<T>::of((static_cast<float>(q) - zero) * s);
+        // 2^23 + q is exact, so is the difference: no conversion instruction.
+        const float value = __uint_as_float(0x4b000000u | q) - (8388608.0f - magic<T>() + zero);
+        out.values[e] = Round<T>::of(value * s);
       }
       if (begin + row < end)
         *reinterpret_cast<Vector*>(to + row * weight.in_features + chunk * 64 + 32 * j + 8 * t) =
@@ -149,13 +154,16 @@ void launch_dequantize(const Weight& weight, int64_t begin, int64_t end, void* t
                        cudaStream_t stream) {
   if (begin >= end) return;
   if (weight.layout == Layout::kTiled && weight.type == to_type && begin % 16 == 0) {
-    const int64_t threads = (end - begin + 15) / 16 * (weight.in_features / 64) * 32;
+    const dim3 grid(blocks_for(weight.in_features / 64 * 32),
+                    static_cast<unsigned>((end - begin + 15) / 16));
+    const auto halves = static_cast<int>(
+        weight.num_groups == 1 ? weight.in_features : weight.in_features / weight.num_groups / 32);
     if (to_type == Scalar::kBF16) {
-      dequantize_tiles_kernel<BFloat><<<blocks_for(threads), kWarps * 32, 0, stream>>>(
-          weight, begin, end, static_cast<BFloat*>(to));
+      dequantize_tiles_kernel<BFloat>
+          <<<grid, kWarps * 32, 0, stream>>>(weight, begin, end, halves, static_cast<BFloat*>(to));
     } else {
-      dequantize_tiles_kernel<Half><<<blocks_for(threads), kWarps * 32, 0, stream>>>(
-          weight, begin, end, static_cast<Half*>(to));
+      dequantize_tiles_kernel<Half>
+          <<<grid, kWarps * 32, 0, stream>>>(weight, begin, end, halves, static_cast<Half*>(to));
     }
     NB_CUDA_LAUNCHED();
     return;

@@ -3,7 +3,7 @@
 //
 // The weight is the A operand of mma.m16n8k16 (16 outputs x 16 inputs), the tokens are its 8
 // columns: up to 8 tokens cost no more multiplications than one. A unit is 64 inputs of the rows of
-// a block (8 warps x kRowTiles x 16). All units form one line, row blocks after one another, and
+// a block (8 warps x 2 tiles x 16). All units form one line, row blocks after one another, and
 // every thread block takes an equal piece of that line, so all multiprocessors finish together
 // whatever the shape. Each warp streams its rows through a ring of shared memory that only it
 // touches: cp.async with several units in flight, no block-wide barrier anywhere.
@@ -13,17 +13,23 @@
 //
 // Activations are read as 16-byte vectors (the k order inside a unit is permuted alike on both
 // sides, see linear.h); the 8 warps of a block read the same ones, so seven of eight reads hit L1.
-// With more than 8 tokens a warp takes two row tiles to halve those reads.
+// A warp's two row tiles share them, and the work of walking along the line.
+//
+// On sm_90 the kernel starts while the one before it drains, and fills its rings meanwhile.
 //
 // Cost per unit and row tile: 512 bytes of weights + 64 of scales in 4 bits, 2048 bytes in 16 bits.
 // Dequantization: (magic | nibble) - zero exactly, times scale rounded once, both on pairs.
+#include <algorithm>
+
 #include "device/cuda/linear.h"
+#include "device/cuda/overlap.cuh"
 #include "device/cuda/scalar.cuh"
 
 namespace nibble::cuda {
 namespace {
 
 constexpr int kWarps = 8;
+constexpr int kRowTiles = 2;  // of 16 outputs, per warp
 constexpr int kUnit = 64;
 
 enum class Kind { kW4, kW4Group32, kDense };
@@ -37,26 +43,27 @@ struct SkinnyArgs {
   int num_tokens;
   int64_t out_features;
   int64_t in_features;
-  int64_t units;        // of the whole weight
-  int64_t row_tiles;    // ceil(out / 16)
+  int row_tiles;        // ceil(out / 16)
   int units_per_row;    // in / 64
   int units_per_group;  // kW4
   int64_t num_groups;
+  int units;            // of the whole weight
+  int units_per_block;  // the piece of a thread block
   float* partials;
   uint32_t* counters;
 };
 
+// A stage of a warp's ring: the values of its row tiles, then their scales.
 template <Kind kind>
-constexpr int kTileBytes = kind == Kind::kDense ? 2048
-                           : kind == Kind::kW4  ? 576
-                                                : 640;
-
-template <Kind kind, int kRowTiles>
-constexpr int kStages = kind == Kind::kDense ? (kRowTiles == 1 ? 4 : 3) : (kRowTiles == 1 ? 8 : 6);
-
-template <Kind kind, int kRowTiles>
-constexpr size_t kSharedBytes =
-    size_t{kWarps} * kStages<kind, kRowTiles>* kRowTiles* kTileBytes<kind>;
+constexpr int kValueBytes = kRowTiles*(kind == Kind::kDense ? 2048 : 512);
+template <Kind kind>
+constexpr int kScaleBytes = kind == Kind::kDense ? 0 : kRowTiles*(kind == Kind::kW4 ? 64 : 128);
+template <Kind kind>
+constexpr int kStageBytes = kValueBytes<kind> + kScaleBytes<kind>;
+template <Kind kind>
+constexpr int kStages = kind == Kind::kDense ? 3 : 8;
+template <Kind kind>
+constexpr size_t kSharedBytes = size_t{kWarps} * kStages<kind>* kStageBytes<kind>;
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
 #define NB_SKINNY_CODE 1
@@ -75,11 +82,11 @@ __device__ __forceinline__ void copy_async_8(void* shared, const void* global) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 8;\n" ::"r"(to), "l"(global));
 }
 __device__ __forceinline__ void commit_async() {
-  asm volatile("cp.async.commit_group;\n" ::);
+  asm volatile("cp.async.commit_group;\n" ::: "memory");
 }
 template <int kPending>
 __device__ __forceinline__ void wait_async() {
-  asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending));
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
 }
 
 template <class T>
@@ -129,32 +136,63 @@ __device__ __forceinline__ uint32_t nibbles(uint32_t word, int shift) {
   return result;
 }
 
-// Starts the copies of one unit of one row tile into this warp's ring.
+// Where this lane's part of the next unit of the warp's row tiles lies; walking along the rows
+// costs additions only, which matters: at full memory speed a warp has about 250 instructions per
+// unit. Row tiles past the end repeat the last one; their sums are not stored.
 template <Kind kind>
-__device__ __forceinline__ void fetch(const SkinnyArgs& args, int64_t row_tile, int unit, int lane,
-                                      char* to) {
-  if constexpr (kind == Kind::kDense) {
-    const char* values = static_cast<const char*>(args.values);
-    const int64_t last_row = args.out_features - 1;
+struct Source {
+  static constexpr int kPointers = kRowTiles * (kind == Kind::kDense ? 2 : 1);
+  const char* values[kPointers];  // dense: of rows g and g + 8
+  const char* scale;              // lanes 0..15 of the two row tiles, in groups of 32 all lanes
+  int units_left;                 // in the group, kW4
+
+  __device__ __forceinline__ void seek(const SkinnyArgs& args, int first_tile, int unit, int lane) {
+    const auto* base = static_cast<const char*>(args.values);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int64_t row = min(row_tile * 16 + lane / 4 + 8 * half, last_row);
-      const char* from = values + (row * args.in_features + unit * kUnit + lane % 4 * 8) * 2;
-#pragma unroll
-      for (int j = 0; j < 2; ++j)
-        copy_async_16(to + ((half * 2 + j) * 32 + lane) * 16, from + j * 64);
+    for (int i = 0; i < kPointers; ++i) {
+      if constexpr (kind == Kind::kDense) {
+        const int64_t row = min(int64_t{first_tile} * 16 + lane / 4 + 8 * i, args.out_features - 1);
+        values[i] = base + (row * args.in_features + unit * kUnit + lane % 4 * 8) * 2;
+      } else {
+        const int64_t tile = min(first_tile + i, args.row_tiles - 1);
+        values[i] = base + (tile * args.units_per_row + unit) * 512 + lane * 16;
+      }
     }
-  } else {
-    copy_async_16(to + lane * 16, static_cast<const char*>(args.values) +
-                                      ((row_tile * args.units_per_row + unit) * 32 + lane) * 16);
-    constexpr int kScaleLanes = kind == Kind::kW4 ? 8 : 16;
-    if (lane < kScaleLanes) {
+    if constexpr (kind != Kind::kDense) {
+      constexpr int kLanes = kScaleBytes<kind> / kRowTiles / 8;  // of one row tile
+      const int64_t tile = min(first_tile + lane / kLanes % kRowTiles, args.row_tiles - 1);
       const int64_t group = kind == Kind::kW4 ? unit / args.units_per_group : 2 * unit;
-      copy_async_8(to + 512 + lane * 8, static_cast<const char*>(args.scale) +
-                                            (row_tile * args.num_groups + group) * 64 + lane * 8);
+      scale = static_cast<const char*>(args.scale) + (tile * args.num_groups + group) * 64 +
+              lane % kLanes * 8;
+      if constexpr (kind == Kind::kW4)
+        units_left = args.units_per_group - unit % args.units_per_group;
     }
   }
-}
+  // Starts the copies of one unit and moves on to the next.
+  __device__ __forceinline__ void fetch(const SkinnyArgs& args, int lane, char* to) {
+#pragma unroll
+    for (int i = 0; i < kPointers; ++i) {
+      if constexpr (kind == Kind::kDense) {
+#pragma unroll
+        for (int j = 0; j < 2; ++j)
+          copy_async_16(to + (i * 2 + j) * 512 + lane * 16, values[i] + j * 64);
+        values[i] += kUnit * 2;
+      } else {
+        copy_async_16(to + i * 512 + lane * 16, values[i]);
+        values[i] += 512;
+      }
+    }
+    if constexpr (kind != Kind::kDense) {
+      if (lane < kScaleBytes<kind> / 8) copy_async_8(to + kValueBytes<kind> + lane * 8, scale);
+      if constexpr (kind == Kind::kW4Group32) {
+        scale += 128;
+      } else if (--units_left == 0) {
+        units_left = args.units_per_group;
+        scale += 64;
+      }
+    }
+  }
+};
 
 // The A operand of step 0..3 of a unit.
 template <class T, Kind kind>
@@ -162,14 +200,18 @@ struct Operand {
   uint4 raw[kind == Kind::kDense ? 4 : 1];
   uint2 scale[kind == Kind::kW4Group32 ? 2 : 1];
 
-  __device__ __forceinline__ void read(const char* from, int lane) {
+  // Of row tile `tile` of the stage.
+  __device__ __forceinline__ void read(const char* stage, int tile, int lane) {
+    constexpr int kVectors = kind == Kind::kDense ? 4 : 1;
 #pragma unroll
-    for (int i = 0; i < (kind == Kind::kDense ? 4 : 1); ++i)
-      raw[i] = *reinterpret_cast<const uint4*>(from + (i * 32 + lane) * 16);
+    for (int i = 0; i < kVectors; ++i)
+      raw[i] = *reinterpret_cast<const uint4*>(stage + (tile * kVectors + i) * 512 + lane * 16);
     if constexpr (kind != Kind::kDense) {
+      constexpr int kGroups = kind == Kind::kW4Group32 ? 2 : 1;
 #pragma unroll
-      for (int i = 0; i < (kind == Kind::kW4Group32 ? 2 : 1); ++i)
-        scale[i] = *reinterpret_cast<const uint2*>(from + 512 + i * 64 + lane / 4 * 8);
+      for (int i = 0; i < kGroups; ++i)
+        scale[i] = *reinterpret_cast<const uint2*>(stage + kValueBytes<kind> +
+                                                   (tile * kGroups + i) * 64 + lane / 4 * 8);
     }
   }
   template <int kStep>
@@ -199,22 +241,18 @@ struct Operand {
   }
 };
 
-// This lane's part of the activations of one unit, of one tile of 8 tokens: of token 8 n + lane /
-// 4, inputs 32 j + 8 (lane % 4) .. + 7.
+// This lane's part of the activations of one unit of one token: inputs 32 j + 8 (lane % 4) .. + 7.
 struct Activations {
   uint4 x[2];
-  __device__ __forceinline__ void read(const SkinnyArgs& args, int n, int unit, int lane) {
-    const int token = 8 * n + lane / 4;
-    const auto* from = reinterpret_cast<const uint4*>(
-        static_cast<const char*>(args.x) +
-        (token * args.in_features + unit * kUnit + lane % 4 * 8) * 2);
+  __device__ __forceinline__ void read(const char* from, bool present) {
 #pragma unroll
     for (int j = 0; j < 2; ++j)
-      x[j] = token < args.num_tokens ? __ldg(from + 4 * j) : make_uint4(0, 0, 0, 0);
+      x[j] =
+          present ? __ldg(reinterpret_cast<const uint4*>(from + 64 * j)) : make_uint4(0, 0, 0, 0);
   }
 };
 
-template <class T, int kTokenTiles, int kRowTiles>
+template <class T, int kTokenTiles>
 struct Sums {
   float c[kRowTiles][kTokenTiles][4];
 
@@ -225,6 +263,14 @@ struct Sums {
       for (int n = 0; n < kTokenTiles; ++n)
 #pragma unroll
         for (int i = 0; i < 4; ++i) c[r][n][i] = 0;
+  }
+  __device__ __forceinline__ void add(const Sums& other) {
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r)
+#pragma unroll
+      for (int n = 0; n < kTokenTiles; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) c[r][n][i] += other.c[r][n][i];
   }
   static constexpr int kFloats = kRowTiles * kTokenTiles * 4 * 32;  // of a warp
   __device__ __forceinline__ void store_partial(float* to, int lane) const {
@@ -248,14 +294,14 @@ struct Sums {
         c[r][n][3] += part.w;
       }
   }
-  __device__ __forceinline__ void store(const SkinnyArgs& args, int64_t row_tile, int lane) const {
+  __device__ __forceinline__ void store(const SkinnyArgs& args, int row_tile, int lane) const {
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
       for (int n = 0; n < kTokenTiles; ++n)
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const int64_t row = (row_tile + r) * 16 + lane / 4 + i / 2 * 8;
+          const int64_t row = int64_t{row_tile + r} * 16 + lane / 4 + i / 2 * 8;
           const int token = 8 * n + lane % 4 * 2 + i % 2;
           if (row >= args.out_features || token >= args.num_tokens) continue;
           const int64_t at = token * args.out_features + row;
@@ -268,31 +314,25 @@ struct Sums {
   }
 };
 
-// First unit of thread block `block`, and the thread block that owns a unit.
-__device__ __forceinline__ int64_t first_unit(const SkinnyArgs& args, int64_t block) {
-  return block * args.units / gridDim.x;
-}
-__device__ __forceinline__ int64_t owner(const SkinnyArgs& args, int64_t unit) {
-  return ((unit + 1) * gridDim.x - 1) / args.units;
-}
-// Where a thread block leaves its part of row block `row_block`: it shares at most its first and
-// its last one with others.
-__device__ __forceinline__ int64_t slot(const SkinnyArgs& args, int64_t block, int64_t row_block) {
-  return 2 * block + (row_block == first_unit(args, block) / args.units_per_row ? 0 : 1);
-}
-
 // The sums of this warp's rows over this thread block's units are complete: store them, or leave
 // them for the last of the thread blocks that share the rows.
+//
+// A thread block leaves its part in slot 2 b if the row block is its first, else in slot 2 b + 1:
+// it shares at most its first and its last row block. Of those that share a row block only the
+// first can have begun before it.
 template <class S>
-__device__ __forceinline__ void finish(const SkinnyArgs& args, S& sums, int64_t row_block,
-                                       int64_t row_tile, int warp, int lane) {
-  const int64_t first = owner(args, row_block * args.units_per_row);
-  const int64_t last = owner(args, (row_block + 1) * args.units_per_row - 1);
+__device__ __forceinline__ void finish(const SkinnyArgs& args, S& sums, int row_block, int row_tile,
+                                       int warp, int lane) {
+  const int begin = row_block * args.units_per_row;
+  const int first = begin / args.units_per_block;
+  const int last = (begin + args.units_per_row - 1) / args.units_per_block;
   if (first == last) return sums.store(args, row_tile, lane);
-  const auto partial = [&](int64_t block) {
-    return args.partials + (slot(args, block, row_block) * kWarps + warp) * S::kFloats;
+  const bool first_began_before = first * args.units_per_block < begin;
+  const auto partial = [&](int block) {
+    const int slot = 2 * block + (block == first && first_began_before ? 1 : 0);
+    return args.partials + (int64_t{slot} * kWarps + warp) * S::kFloats;
   };
-  sums.store_partial(partial(blockIdx.x), lane);
+  sums.store_partial(partial(static_cast<int>(blockIdx.x)), lane);
   __threadfence();
   __syncwarp();
   uint32_t arrived = 0;
@@ -302,108 +342,159 @@ __device__ __forceinline__ void finish(const SkinnyArgs& args, S& sums, int64_t 
   if (arrived != static_cast<uint32_t>(last - first)) return;
   __threadfence();
   sums.clear();
-  for (int64_t block = first; block <= last; ++block) sums.add_partial(partial(block), lane);
+#pragma unroll(S::kFloats <= 256 ? 4 : 1)
+  for (int block = first; block <= last; ++block) sums.add_partial(partial(block), lane);
   sums.store(args, row_tile, lane);
   if (lane == 0) *counter = 0;
 }
 
 #endif  // NB_SKINNY_CODE
 
-template <class T, Kind kind, int kTokenTiles, int kRowTiles>
-__global__ void __launch_bounds__(kWarps * 32, kRowTiles == 1     ? 3
-                                               : kTokenTiles <= 4 ? 2
-                                                                  : 1)
+template <class T, Kind kind, int kTokenTiles>
+__global__ void __launch_bounds__(kWarps * 32, kTokenTiles <= 4 ? 2 : 1)
     skinny_kernel(const SkinnyArgs args) {
 #if NB_SKINNY_CODE
-  constexpr int kDepth = kStages<kind, kRowTiles>;
-  constexpr int kStageBytes = kRowTiles * kTileBytes<kind>;
-  constexpr bool kPrefetch = kTokenTiles == 1;  // activations one unit ahead, in registers
+  constexpr int kDepth = kStages<kind>;
+  constexpr bool kPrefetch = kTokenTiles <= 2;  // activations one unit ahead, in registers
   extern __shared__ __align__(16) char shared[];
+  let_next_kernel_start();
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  char* ring = shared + warp * kDepth * kStageBytes;
+  char* ring = shared + warp * kDepth * kStageBytes<kind>;
+  char* ring_end = ring + kDepth * kStageBytes<kind>;
 
-  const int64_t begin = first_unit(args, blockIdx.x);
-  const auto count = static_cast<int>(first_unit(args, blockIdx.x + 1) - begin);
-  int64_t row_block = begin / args.units_per_row;
-  auto unit = static_cast<int>(begin % args.units_per_row);
-  const auto row_tile_of = [&](int64_t block) { return (block * kWarps + warp) * kRowTiles; };
+  const int begin = static_cast<int>(blockIdx.x) * args.units_per_block;
+  int left = min(args.units_per_block, args.units - begin);
+  int row_block = begin / args.units_per_row;
+  int unit = begin - row_block * args.units_per_row;
+  const auto row_tile_of = [&](int block) { return (block * kWarps + warp) * kRowTiles; };
 
   // The producer runs ahead of the consumer along the same line.
-  int64_t fetch_block = row_block;
+  Source<kind> source;
+  int fetch_block = row_block;
   int fetch_unit = unit;
-  int fetched = 0;
-  int fetch_stage = 0;
+  int to_fetch = left;
+  char* fetch_stage = ring;
   const auto fetch_next = [&] {
-    if (fetched < count) {
-#pragma unroll
-      for (int r = 0; r < kRowTiles; ++r)
-        fetch<kind>(args, min(row_tile_of(fetch_block) + r, args.row_tiles - 1), fetch_unit, lane,
-                    ring + fetch_stage * kStageBytes + r * kTileBytes<kind>);
-      ++fetched;
-      fetch_stage = fetch_stage + 1 == kDepth ? 0 : fetch_stage + 1;
-      if (++fetch_unit == args.units_per_row) {
+    if (to_fetch > 0) {
+      if (fetch_unit == args.units_per_row) {
         fetch_unit = 0;
         ++fetch_block;
+        source.seek(args, row_tile_of(fetch_block), fetch_unit, lane);
       }
+      source.fetch(args, lane, fetch_stage);
+      --to_fetch;
+      ++fetch_unit;
+      fetch_stage += kStageBytes<kind>;
+      if (fetch_stage == ring_end) fetch_stage = ring;
     }
     commit_async();
   };
+  source.seek(args, row_tile_of(fetch_block), fetch_unit, lane);
 #pragma unroll
   for (int i = 0; i < kDepth - 1; ++i) fetch_next();
 
-  Sums<T, kTokenTiles, kRowTiles> sums;
-  sums.clear();
-  Activations ahead;
-  if constexpr (kPrefetch) ahead.read(args, 0, unit, lane);
-  int stage = 0;
-  for (int i = 0; i < count; ++i) {
-    const int next_unit = unit + 1 == args.units_per_row ? 0 : unit + 1;
-    Activations x;
-    if constexpr (kPrefetch) {
-      x = ahead;
-      ahead.read(args, 0, next_unit, lane);
+  // Weights are constant; everything else may still be the work of the kernel before.
+  wait_for_previous_kernel();
+
+  // Activations of the tokens 8 n + lane / 4, one unit ahead of the sums: `x_at` walks with them.
+  const char* x_row =
+      static_cast<const char*>(args.x) + (lane / 4 * args.in_features + lane % 4 * 8) * 2;
+  const char* x_at = x_row + unit * (kUnit * 2);
+  const int64_t x_stride = 16 * args.in_features;  // bytes of 8 tokens
+  int x_unit = unit;
+  const auto read_x = [&](Activations& x, int n) {
+    x.read(x_at + n * x_stride, 8 * n + lane / 4 < args.num_tokens);
+  };
+  const auto next_x = [&] {
+    x_at += kUnit * 2;
+    if (++x_unit == args.units_per_row) {
+      x_unit = 0;
+      x_at = x_row;
     }
-    wait_async<kDepth - 2>();
-    __syncwarp();
-    uint32_t a[kRowTiles][4][4];
+  };
+  Activations ahead[kPrefetch ? kTokenTiles : 1];
+  if constexpr (kPrefetch) {
 #pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) {
-      Operand<T, kind> weights;
-      weights.read(ring + stage * kStageBytes + r * kTileBytes<kind>, lane);
-      weights.template step<0>(a[r][0]);
-      weights.template step<1>(a[r][1]);
-      weights.template step<2>(a[r][2]);
-      weights.template step<3>(a[r][3]);
-    }
-    fetch_next();
-    stage = stage + 1 == kDepth ? 0 : stage + 1;
+    for (int n = 0; n < kTokenTiles; ++n) read_x(ahead[n], n);
+    next_x();
+  }
+
+  const char* stage = ring;
+  while (left > 0) {
+    // Two sums per output where registers allow, for even and odd steps: shorter chains.
+    constexpr int kChains = kTokenTiles == 1 ? 2 : 1;
+    Sums<T, kTokenTiles> sums[kChains];
 #pragma unroll
-    for (int n = 0; n < kTokenTiles; ++n) {
-      if constexpr (!kPrefetch) x.read(args, n, unit, lane);
+    for (int c = 0; c < kChains; ++c) sums[c].clear();
+    const int length = min(left, args.units_per_row - unit);
+#pragma unroll(kPrefetch ? 2 : 1)
+    for (int i = 0; i < length; ++i) {
+      Activations x[kPrefetch ? kTokenTiles : 2];
+      if constexpr (kPrefetch) {
 #pragma unroll
-      for (int r = 0; r < kRowTiles; ++r) {
-        Pair<T>::mma(sums.c[r][n], a[r][0], x.x[0].x, x.x[0].y);
-        Pair<T>::mma(sums.c[r][n], a[r][1], x.x[0].z, x.x[0].w);
-        Pair<T>::mma(sums.c[r][n], a[r][2], x.x[1].x, x.x[1].y);
-        Pair<T>::mma(sums.c[r][n], a[r][3], x.x[1].z, x.x[1].w);
+        for (int n = 0; n < kTokenTiles; ++n) {
+          x[n] = ahead[n];
+          read_x(ahead[n], n);
+        }
+        next_x();
+      } else {
+        read_x(x[0], 0);
       }
+      wait_async<kDepth - 2>();
+      __syncwarp();
+      const auto operand = [&](int r, uint32_t(&a)[4][4]) {
+        Operand<T, kind> weights;
+        weights.read(stage, r, lane);
+        weights.template step<0>(a[0]);
+        weights.template step<1>(a[1]);
+        weights.template step<2>(a[2]);
+        weights.template step<3>(a[3]);
+      };
+      const auto multiply = [&](int r, int n, const uint32_t(&a)[4][4], const Activations& b) {
+        Pair<T>::mma(sums[0].c[r][n], a[0], b.x[0].x, b.x[0].y);
+        Pair<T>::mma(sums[kChains - 1].c[r][n], a[1], b.x[0].z, b.x[0].w);
+        Pair<T>::mma(sums[0].c[r][n], a[2], b.x[1].x, b.x[1].y);
+        Pair<T>::mma(sums[kChains - 1].c[r][n], a[3], b.x[1].z, b.x[1].w);
+      };
+      if constexpr (kPrefetch) {
+#pragma unroll
+        for (int r = 0; r < kRowTiles; ++r) {
+          uint32_t a[4][4];
+          operand(r, a);
+#pragma unroll
+          for (int n = 0; n < kTokenTiles; ++n) multiply(r, n, a, x[n]);
+        }
+      } else {
+        uint32_t a[kRowTiles][4][4];
+#pragma unroll
+        for (int r = 0; r < kRowTiles; ++r) operand(r, a[r]);
+#pragma unroll
+        for (int n = 0; n < kTokenTiles; ++n) {
+          if (n + 1 < kTokenTiles) read_x(x[(n + 1) % 2], n + 1);
+#pragma unroll
+          for (int r = 0; r < kRowTiles; ++r) multiply(r, n, a[r], x[n % 2]);
+        }
+      }
+      fetch_next();
+      stage += kStageBytes<kind>;
+      if (stage == ring_end) stage = ring;
+      if constexpr (!kPrefetch) next_x();
     }
-    if (unit + 1 == args.units_per_row || i + 1 == count) {
-      const int64_t row_tile = row_tile_of(row_block);
-      if (row_tile < args.row_tiles) finish(args, sums, row_block, row_tile, warp, lane);
-      sums.clear();
-      if (unit + 1 == args.units_per_row) ++row_block;
-    }
-    unit = next_unit;
+    if constexpr (kChains == 2) sums[0].add(sums[1]);
+    const int row_tile = row_tile_of(row_block);
+    if (row_tile < args.row_tiles) finish(args, sums[0], row_block, row_tile, warp, lane);
+    left -= length;
+    unit = 0;
+    ++row_block;
   }
 #endif
 }
 
-template <class T, Kind kind, int kTokenTiles, int kRowTiles>
+template <class T, Kind kind, int kTokenTiles>
 void launch_of(SkinnyArgs args, const Workspace& workspace, cudaStream_t stream) {
-  const auto kernel = skinny_kernel<T, kind, kTokenTiles, kRowTiles>;
-  constexpr size_t kShared = kSharedBytes<kind, kRowTiles>;
+  const auto kernel = skinny_kernel<T, kind, kTokenTiles>;
+  constexpr size_t kShared = kSharedBytes<kind>;
   static const int blocks_per_sm = [&] {
     NB_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(kShared)));
@@ -411,28 +502,28 @@ void launch_of(SkinnyArgs args, const Workspace& workspace, cudaStream_t stream)
     NB_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kWarps * 32, kShared));
     return blocks;
   }();
-  const int64_t row_blocks = (args.row_tiles + kWarps * kRowTiles - 1) / (kWarps * kRowTiles);
+  const int row_blocks = (args.row_tiles + kWarps * kRowTiles - 1) / (kWarps * kRowTiles);
   args.units = row_blocks * args.units_per_row;
   // At least four units a block: below that the start costs more than the work.
-  int64_t blocks = int64_t{workspace.num_sms} * blocks_per_sm;
-  if (blocks > (args.units + 3) / 4) blocks = (args.units + 3) / 4;
-  const int64_t partials_bytes =
-      blocks * 2 * kWarps * kRowTiles * kTokenTiles * 128 * int64_t{sizeof(float)};
-  if (partials_bytes > static_cast<int64_t>(workspace.scratch_size) ||
-      row_blocks * kWarps > workspace.num_counters)
+  const int slots = workspace.num_sms * blocks_per_sm;
+  args.units_per_block = std::max(4, (args.units + slots - 1) / slots);
+  const int blocks = (args.units + args.units_per_block - 1) / args.units_per_block;
+  const size_t partials_bytes =
+      size_t{2} * blocks * kWarps * kRowTiles * kTokenTiles * 128 * sizeof(float);
+  if (partials_bytes > workspace.scratch_size || row_blocks * kWarps > workspace.num_counters)
     fail(cudaErrorMemoryAllocation, "workspace of a product of few tokens", __FILE__, __LINE__);
   args.partials = static_cast<float*>(workspace.scratch);
   args.counters = workspace.counters;
-  kernel<<<static_cast<unsigned>(blocks), kWarps * 32, kShared, stream>>>(args);
-  NB_CUDA_LAUNCHED();
+  launch_overlapped(kernel, static_cast<unsigned>(blocks), kWarps * 32, kShared, stream,
+                    workspace.compute_capability, args);
 }
 
 template <class T, Kind kind>
 void launch_tokens(const SkinnyArgs& args, const Workspace& workspace, cudaStream_t stream) {
-  if (args.num_tokens <= 8) return launch_of<T, kind, 1, 1>(args, workspace, stream);
-  if (args.num_tokens <= 16) return launch_of<T, kind, 2, 2>(args, workspace, stream);
-  if (args.num_tokens <= 32) return launch_of<T, kind, 4, 2>(args, workspace, stream);
-  launch_of<T, kind, 8, 2>(args, workspace, stream);
+  if (args.num_tokens <= 8) return launch_of<T, kind, 1>(args, workspace, stream);
+  if (args.num_tokens <= 16) return launch_of<T, kind, 2>(args, workspace, stream);
+  if (args.num_tokens <= 32) return launch_of<T, kind, 4>(args, workspace, stream);
+  launch_of<T, kind, 8>(args, workspace, stream);
 }
 
 template <class T>
@@ -463,7 +554,7 @@ bool launch_linear_skinny(const LinearLaunch& args, const Workspace& workspace,
   launch.out_is_float = args.out_type == Scalar::kF32;
   launch.out_features = weight.out_features;
   launch.in_features = weight.in_features;
-  launch.row_tiles = (weight.out_features + 15) / 16;
+  launch.row_tiles = static_cast<int>((weight.out_features + 15) / 16);
   launch.units_per_row = static_cast<int>(weight.in_features / kUnit);
   launch.num_groups = weight.num_groups;
   Kind kind = Kind::kDense;
