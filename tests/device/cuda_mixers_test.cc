@@ -1,7 +1,6 @@
 // Attention, the delta rule, convolution, gates and routing on a GPU against the reference, on
 // ragged batches with chunk borders, fresh and carried states, every cache type and every kernel
 // form. Without a GPU each test says so and is skipped.
-#ifdef NIBBLE_WITH_CUDA
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -11,8 +10,8 @@
 #include "device/cuda/gated_delta_net.h"
 #include "device/cuda/moe.h"
 #include "device/cuda/sampling.h"
+#include "device/cuda_device_tensor.h"
 #include "device/device.h"
-#include "device/host_tensor.h"
 
 namespace nibble {
 namespace {
@@ -22,24 +21,13 @@ using cuda::DeltaRuleForm;
 using cuda::scalar_of;
 using test::HostTensor;
 using test::OwnedBatch;
-
-// |a - b| / |b| over whole tensors; NaN anywhere gives NaN.
-double relative_error(const std::vector<float>& a, const std::vector<float>& b) {
-  double difference = 0;
-  double norm = 0;
-  for (size_t i = 0; i < b.size(); ++i) {
-    difference += (static_cast<double>(a[i]) - b[i]) * (static_cast<double>(a[i]) - b[i]);
-    norm += static_cast<double>(b[i]) * b[i];
-  }
-  return std::sqrt(difference / std::max(norm, 1e-30));
-}
+using test::relative_error;
 
 class CudaMixers : public testing::Test {
  protected:
   void SetUp() override {
-    Result<std::unique_ptr<Device>> opened = open_device(Backend::kCuda);
-    if (!opened.has_value()) GTEST_SKIP() << "no GPU: " << opened.error().message;
-    gpu_ = std::move(opened).value();
+    gpu_ = test::gpu();
+    if (gpu_ == nullptr) GTEST_SKIP() << "no GPU";
     int device = 0;
     NB_CUDA(cudaGetDevice(&device));
     cudaDeviceProp properties{};
@@ -104,7 +92,7 @@ class CudaMixers : public testing::Test {
   }
 
   std::unique_ptr<Device> reference_ = open_device(Backend::kReference).value();
-  std::unique_ptr<Device> gpu_;
+  Device* gpu_ = nullptr;
   std::vector<DeviceMemory> memory_;
   DeviceMemory scratch_;
   cuda::Workspace workspace_;
@@ -390,6 +378,60 @@ TEST_F(CudaMixers, RoutingEqualsTheReferenceEvenAmongEqualLogits) {
   }
 }
 
+TEST_F(CudaMixers, ExpertMlpsEqualTheReference) {
+  constexpr int kExperts = 5;
+  constexpr int kHidden = 96;
+  constexpr int kIntermediate = 160;
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    std::vector<HostTensor> dense;
+    std::vector<LinearWeight> host[3];
+    std::vector<LinearWeight> device[3];
+    for (int which = 0; which < 3; ++which)
+      for (int e = 0; e < kExperts; ++e) {
+        LinearWeight weight{};
+        weight.in_features = which == 2 ? kIntermediate : kHidden;
+        weight.out_features = which == 2 ? kHidden : kIntermediate;
+        dense.push_back(normal(dtype, {weight.out_features, weight.in_features}, 0.1f));
+        weight.dense = dense.back();
+        host[which].push_back(weight);
+        weight.dense.data = upload(dense.back());
+        device[which].push_back(weight);
+      }
+    for (auto& weights : host)
+      for (size_t e = 0; e < weights.size(); ++e)
+        weights[e].dense.data =
+            dense[static_cast<size_t>(&weights - host) * kExperts + e].view().data;
+    for (const int tokens : {0, 1, 7}) {
+      const HostTensor x = normal(dtype, {tokens, kHidden});
+      const HostTensor experts(DType::kI32, {tokens, 2});
+      const HostTensor weights(DType::kF32, {tokens, 2});
+      for (int i = 0; i < 2 * tokens; ++i) {
+        experts.view().as<int32_t>()[i] = pick(0, kExperts - 1);
+        weights.view().as<float>()[i] = 0.25f + 0.5f * static_cast<float>(i % 2);
+      }
+      const HostTensor scratch(DType::kF32, {3, kIntermediate});
+      const HostTensor out(dtype, {tokens, kHidden});
+      reference_->ops().moe_mlp(x, experts, weights, host[0].data(), host[1].data(), host[2].data(),
+                                scratch, out);
+      const auto on_gpu = [&](const HostTensor& tensor) {
+        Tensor view = tensor.view();
+        view.data = upload(tensor);
+        return view;
+      };
+      const Tensor gpu_out = on_gpu(out);
+      NB_CUDA(cudaMemset(gpu_out.data, 0xff, gpu_out.num_bytes()));
+      NB_CUDA(cudaDeviceSynchronize());
+      gpu_->ops().moe_mlp(on_gpu(x), on_gpu(experts), on_gpu(weights), device[0].data(),
+                          device[1].data(), device[2].data(), on_gpu(scratch), gpu_out);
+      const HostTensor actual(dtype, {tokens, kHidden});
+      gpu_->synchronize();
+      download(actual, gpu_out.data);
+      EXPECT_LT(relative_error(actual.floats(), out.floats()), dtype == DType::kF32 ? 1e-5 : 1e-2);
+    }
+    memory_.clear();
+  }
+}
+
 TEST_F(CudaMixers, ArgmaxTakesTheFirstOfTheLargest) {
   for (const int vocab_size : {1, 31, 1000, 248320}) {
     constexpr int kRows = 5;
@@ -422,4 +464,3 @@ TEST_F(CudaMixers, ArgmaxTakesTheFirstOfTheLargest) {
 
 }  // namespace
 }  // namespace nibble
-#endif

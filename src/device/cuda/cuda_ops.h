@@ -3,6 +3,8 @@
 // structs; cuda_ops.cc and cuda_ops_mixers.cc (sequence mixing and experts) map tensors to them.
 #pragma once
 
+#include <vector>
+
 #include "device/cuda/cuda_check.h"
 #include "device/cuda/scalar.h"
 #include "device/cuda/workspace.h"
@@ -46,6 +48,7 @@ class CudaOps final : public Ops {
  private:
   cudaStream_t stream_;
   Workspace& workspace_;
+  std::vector<int32_t> chosen_experts_;  // moe_mlp's copy of its ids
 };
 
 // The launchers' name of a dtype; a programmer error for integers and F64.

@@ -100,9 +100,42 @@ void CudaOps::moe_route(const Tensor& logits, int32_t top_k, const Tensor& exper
   launch_moe_route(launch, stream_);
 }
 
-void CudaOps::moe_mlp(const Tensor&, const Tensor&, const Tensor&, const LinearWeight*,
-                      const LinearWeight*, const LinearWeight*, const Tensor&, const Tensor&) {
-  NB_CHECK(false, "moe_mlp has no CUDA kernel yet");
+// Right before it is fast: the chosen experts are read back, which waits for the stream (and cannot
+// be captured into a graph), and each (token, expert) pair is three products of one row.
+void CudaOps::moe_mlp(const Tensor& x, const Tensor& experts, const Tensor& weights,
+                      const LinearWeight* gate, const LinearWeight* up, const LinearWeight* down,
+                      const Tensor& scratch, const Tensor& out) {
+  if (x.num_elements() == 0) return;
+  const int64_t hidden = x.shape[1];
+  const int64_t top_k = experts.shape[1];
+  auto* scratch_bytes = static_cast<std::byte*>(scratch.data);
+  const size_t row_bytes = static_cast<size_t>(scratch.shape[1]) * sizeof(float);
+  chosen_experts_.resize(static_cast<size_t>(experts.num_elements()));
+  NB_CUDA(cudaMemcpyAsync(chosen_experts_.data(), experts.data, experts.num_bytes(),
+                          cudaMemcpyDeviceToHost, stream_));
+  NB_CUDA(cudaStreamSynchronize(stream_));
+  for (int64_t t = 0; t < x.shape[0]; ++t) {
+    for (int64_t i = 0; i < top_k; ++i) {
+      const int32_t e = chosen_experts_[static_cast<size_t>(t * top_k + i)];
+      // Rows of scratch: gate; up, then down's result; the f32 sum over experts.
+      const Tensor g{scratch_bytes, x.dtype, {1, gate[e].out_features}};
+      const Tensor u{scratch_bytes + row_bytes, x.dtype, {1, gate[e].out_features}};
+      const Tensor y{scratch_bytes + row_bytes, x.dtype, {1, hidden}};
+      linear(x.rows(t, t + 1), gate[e], g);
+      linear(x.rows(t, t + 1), up[e], u);
+      silu_mul(g, u, g);
+      linear(g, down[e], y);
+      launch_expert_sum({.y = y.data,
+                         .weight = weights.as<const float>() + t * top_k + i,
+                         .sum = reinterpret_cast<float*>(scratch_bytes + 2 * row_bytes),
+                         .out = out.rows(t, t + 1).data,
+                         .type = scalar_of(x.dtype),
+                         .hidden = int_of(hidden),
+                         .first = i == 0,
+                         .last = i + 1 == top_k},
+                        stream_);
+    }
+  }
 }
 
 }  // namespace nibble::cuda

@@ -50,7 +50,29 @@ __global__ void route_kernel(MoeRouteLaunch route) {
   }
 }
 
+template <class T>
+__global__ void expert_sum_kernel(ExpertSumLaunch args) {
+  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i >= args.hidden) return;
+  float sum = *args.weight * to_float(static_cast<const T*>(args.y)[i]);
+  if (!args.first) sum += args.sum[i];
+  if (args.last) {
+    static_cast<T*>(args.out)[i] = Round<T>::of(sum);
+  } else {
+    args.sum[i] = sum;
+  }
+}
+
 }  // namespace
+
+void launch_expert_sum(const ExpertSumLaunch& args, cudaStream_t stream) {
+  with_type(args.type, [&](auto type) {
+    using T = typename decltype(type)::type;
+    expert_sum_kernel<T>
+        <<<static_cast<unsigned>((args.hidden + 255) / 256), 256, 0, stream>>>(args);
+    NB_CUDA_LAUNCHED();
+  });
+}
 
 void launch_moe_route(const MoeRouteLaunch& route, cudaStream_t stream) {
   if (route.num_tokens == 0) return;

@@ -1,4 +1,4 @@
-// Launchers of expert routing. Contracts: device/ops.h.
+// Launchers of expert routing and of the sum over experts. Contracts: device/ops.h.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -17,5 +17,18 @@ struct MoeRouteLaunch {
   int32_t top_k;        // at most 32
 };
 void launch_moe_route(const MoeRouteLaunch& route, cudaStream_t stream);
+
+// One expert's contribution to one token: sum (=|+=) *weight * y, and after the last out = sum.
+struct ExpertSumLaunch {
+  const void* y;        // [hidden] of type
+  const float* weight;  // device
+  float* sum;           // [hidden]
+  void* out;            // [hidden] of type
+  Scalar type;
+  int32_t hidden;
+  bool first;
+  bool last;
+};
+void launch_expert_sum(const ExpertSumLaunch& args, cudaStream_t stream);
 
 }  // namespace nibble::cuda
