@@ -31,6 +31,7 @@ namespace {
 constexpr int kWarps = 8;
 constexpr int kRowTiles = 2;  // of 16 outputs, per warp
 constexpr int kUnit = 64;
+constexpr int kVectorTokens = 8;  // most for vector_kernel
 
 enum class Kind { kW4, kW4Group32, kDense };
 
@@ -46,6 +47,7 @@ struct SkinnyArgs {
   int row_tiles;        // ceil(out / 16)
   int units_per_row;    // in / 64
   int units_per_group;  // kW4
+  int group_shift;      // its logarithm; negative if it is no power of two
   int64_t num_groups;
   int units;            // of the whole weight
   int units_per_block;  // the piece of a thread block
@@ -200,8 +202,8 @@ struct Operand {
   uint4 raw[kind == Kind::kDense ? 4 : 1];
   uint2 scale[kind == Kind::kW4Group32 ? 2 : 1];
 
-  // Of row tile `tile` of the stage.
-  __device__ __forceinline__ void read(const char* stage, int tile, int lane) {
+  // Of row tile `tile` of a stage whose scales lie at `scales`.
+  __device__ __forceinline__ void read(const char* stage, const char* scales, int tile, int lane) {
     constexpr int kVectors = kind == Kind::kDense ? 4 : 1;
 #pragma unroll
     for (int i = 0; i < kVectors; ++i)
@@ -210,8 +212,8 @@ struct Operand {
       constexpr int kGroups = kind == Kind::kW4Group32 ? 2 : 1;
 #pragma unroll
       for (int i = 0; i < kGroups; ++i)
-        scale[i] = *reinterpret_cast<const uint2*>(stage + kValueBytes<kind> +
-                                                   (tile * kGroups + i) * 64 + lane / 4 * 8);
+        scale[i] =
+            *reinterpret_cast<const uint2*>(scales + (tile * kGroups + i) * 64 + lane / 4 * 8);
     }
   }
   template <int kStep>
@@ -252,13 +254,13 @@ struct Activations {
   }
 };
 
-template <class T, int kTokenTiles>
+template <class T, int kTokenTiles, int kTiles = kRowTiles>
 struct Sums {
-  float c[kRowTiles][kTokenTiles][4];
+  float c[kTiles][kTokenTiles][4];
 
   __device__ __forceinline__ void clear() {
 #pragma unroll
-    for (int r = 0; r < kRowTiles; ++r)
+    for (int r = 0; r < kTiles; ++r)
 #pragma unroll
       for (int n = 0; n < kTokenTiles; ++n)
 #pragma unroll
@@ -266,16 +268,28 @@ struct Sums {
   }
   __device__ __forceinline__ void add(const Sums& other) {
 #pragma unroll
-    for (int r = 0; r < kRowTiles; ++r)
+    for (int r = 0; r < kTiles; ++r)
 #pragma unroll
       for (int n = 0; n < kTokenTiles; ++n)
 #pragma unroll
         for (int i = 0; i < 4; ++i) c[r][n][i] += other.c[r][n][i];
   }
-  static constexpr int kFloats = kRowTiles * kTokenTiles * 4 * 32;  // of a warp
+  static constexpr int kFloats = kTiles * kTokenTiles * 4 * 32;  // of a warp
+  __device__ __forceinline__ void store_shared(float* to, int lane) const {
+    static_assert(kFloats == 128, "one tile");
+    reinterpret_cast<float4*>(to)[lane] =
+        make_float4(c[0][0][0], c[0][0][1], c[0][0][2], c[0][0][3]);
+  }
+  __device__ __forceinline__ void add_shared(const float* from, int lane) {
+    const float4 part = reinterpret_cast<const float4*>(from)[lane];
+    c[0][0][0] += part.x;
+    c[0][0][1] += part.y;
+    c[0][0][2] += part.z;
+    c[0][0][3] += part.w;
+  }
   __device__ __forceinline__ void store_partial(float* to, int lane) const {
 #pragma unroll
-    for (int r = 0; r < kRowTiles; ++r)
+    for (int r = 0; r < kTiles; ++r)
 #pragma unroll
       for (int n = 0; n < kTokenTiles; ++n)
         __stcg(reinterpret_cast<float4*>(to) + (r * kTokenTiles + n) * 32 + lane,
@@ -283,7 +297,7 @@ struct Sums {
   }
   __device__ __forceinline__ void add_partial(const float* from, int lane) {
 #pragma unroll
-    for (int r = 0; r < kRowTiles; ++r)
+    for (int r = 0; r < kTiles; ++r)
 #pragma unroll
       for (int n = 0; n < kTokenTiles; ++n) {
         const float4 part =
@@ -296,7 +310,7 @@ struct Sums {
   }
   __device__ __forceinline__ void store(const SkinnyArgs& args, int row_tile, int lane) const {
 #pragma unroll
-    for (int r = 0; r < kRowTiles; ++r)
+    for (int r = 0; r < kTiles; ++r)
 #pragma unroll
       for (int n = 0; n < kTokenTiles; ++n)
 #pragma unroll
@@ -445,7 +459,7 @@ __global__ void __launch_bounds__(kWarps * 32, kTokenTiles <= 4 ? 2 : 1)
       __syncwarp();
       const auto operand = [&](int r, uint32_t(&a)[4][4]) {
         Operand<T, kind> weights;
-        weights.read(stage, r, lane);
+        weights.read(stage, stage + kValueBytes<kind>, r, lane);
         weights.template step<0>(a[0]);
         weights.template step<1>(a[1]);
         weights.template step<2>(a[2]);
@@ -491,6 +505,116 @@ __global__ void __launch_bounds__(kWarps * 32, kTokenTiles <= 4 ? 2 : 1)
 #endif
 }
 
+// Up to 8 tokens: a thread block per row tile, its warps taking turns along the row, their sums
+// joined in shared memory. Many short blocks keep the memory busy without any hand-over between
+// them; every warp reads other activations, which is why it is not for more tokens.
+template <Kind kind>
+constexpr int kVectorStageBytes = kind == Kind::kDense ? 2048
+                                  : kind == Kind::kW4  ? 576
+                                                       : 640;
+template <Kind kind>
+constexpr int kVectorStages = kind == Kind::kDense ? 4 : 8;
+
+template <class T, Kind kind>
+__global__ void __launch_bounds__(kWarps * 32, 3) vector_kernel(const SkinnyArgs args) {
+#if NB_SKINNY_CODE
+  constexpr int kDepth = kVectorStages<kind>;
+  constexpr int kStage = kVectorStageBytes<kind>;
+  extern __shared__ __align__(16) char shared[];
+  __shared__ __align__(16) float parts[kWarps][128];
+  let_next_kernel_start();
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  const int row_tile = static_cast<int>(blockIdx.x);
+  char* ring = shared + warp * kDepth * kStage;
+  const int count = (args.units_per_row - warp + kWarps - 1) / kWarps;
+
+  const char* values[2];
+  const char* scale = nullptr;
+  if constexpr (kind == Kind::kDense) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int64_t row = min(int64_t{row_tile} * 16 + lane / 4 + 8 * half, args.out_features - 1);
+      values[half] = static_cast<const char*>(args.values) +
+                     (row * args.in_features + warp * kUnit + lane % 4 * 8) * 2;
+    }
+  } else {
+    values[0] = static_cast<const char*>(args.values) +
+                (int64_t{row_tile} * args.units_per_row + warp) * 512 + lane * 16;
+    scale = static_cast<const char*>(args.scale) + row_tile * args.num_groups * 64 + lane * 8;
+  }
+  int fetched = 0;
+  char* fetch_stage = ring;
+  const auto fetch_next = [&] {
+    if (fetched < count) {
+      if constexpr (kind == Kind::kDense) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+#pragma unroll
+          for (int j = 0; j < 2; ++j)
+            copy_async_16(fetch_stage + (half * 2 + j) * 512 + lane * 16, values[half] + j * 64);
+          values[half] += kWarps * kUnit * 2;
+        }
+      } else {
+        copy_async_16(fetch_stage + lane * 16, values[0]);
+        values[0] += kWarps * 512;
+        const int unit = fetched * kWarps + warp;
+        const int group = kind == Kind::kW4 ? unit >> args.group_shift : 2 * unit;
+        if (lane < (kind == Kind::kW4 ? 8 : 16))
+          copy_async_8(fetch_stage + 512 + lane * 8, scale + group * 64);
+      }
+      ++fetched;
+      fetch_stage += kStage;
+      if (fetch_stage == ring + kDepth * kStage) fetch_stage = ring;
+    }
+    commit_async();
+  };
+#pragma unroll
+  for (int i = 0; i < kDepth - 1; ++i) fetch_next();
+  wait_for_previous_kernel();
+
+  const bool present = lane / 4 < args.num_tokens;
+  const char* x_at = static_cast<const char*>(args.x) +
+                     (lane / 4 * args.in_features + warp * kUnit + lane % 4 * 8) * 2;
+  Activations ahead;
+  ahead.read(x_at, present && count > 0);
+  Sums<T, 1, 1> sums[2];
+  sums[0].clear();
+  sums[1].clear();
+  const char* stage = ring;
+#pragma unroll 2
+  for (int i = 0; i < count; ++i) {
+    const Activations x = ahead;
+    x_at += kWarps * kUnit * 2;
+    ahead.read(x_at, present && i + 1 < count);
+    wait_async<kDepth - 2>();
+    __syncwarp();
+    Operand<T, kind> weights;
+    weights.read(stage, stage + 512, 0, lane);
+    uint32_t a[4][4];
+    weights.template step<0>(a[0]);
+    weights.template step<1>(a[1]);
+    weights.template step<2>(a[2]);
+    weights.template step<3>(a[3]);
+    Pair<T>::mma(sums[0].c[0][0], a[0], x.x[0].x, x.x[0].y);
+    Pair<T>::mma(sums[1].c[0][0], a[1], x.x[0].z, x.x[0].w);
+    Pair<T>::mma(sums[0].c[0][0], a[2], x.x[1].x, x.x[1].y);
+    Pair<T>::mma(sums[1].c[0][0], a[3], x.x[1].z, x.x[1].w);
+    fetch_next();
+    stage += kStage;
+    if (stage == ring + kDepth * kStage) stage = ring;
+  }
+  sums[0].add(sums[1]);
+  sums[0].store_shared(parts[warp], lane);
+  __syncthreads();
+  if (warp != 0) return;
+  sums[0].clear();
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) sums[0].add_shared(parts[w], lane);
+  sums[0].store(args, row_tile, lane);
+#endif
+}
+
 template <class T, Kind kind, int kTokenTiles>
 void launch_of(SkinnyArgs args, const Workspace& workspace, cudaStream_t stream) {
   const auto kernel = skinny_kernel<T, kind, kTokenTiles>;
@@ -519,11 +643,34 @@ void launch_of(SkinnyArgs args, const Workspace& workspace, cudaStream_t stream)
 }
 
 template <class T, Kind kind>
+void launch_vector(const SkinnyArgs& args, const Workspace& workspace, cudaStream_t stream) {
+  const auto kernel = vector_kernel<T, kind>;
+  constexpr size_t kShared = size_t{kWarps} * kVectorStages<kind> * kVectorStageBytes<kind>;
+  static const bool ready = [&] {
+    NB_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(kShared)));
+    return true;
+  }();
+  static_cast<void>(ready);
+  launch_overlapped(kernel, static_cast<unsigned>(args.row_tiles), kWarps * 32, kShared, stream,
+                    workspace.compute_capability, args);
+}
+
+template <class T, Kind kind>
 void launch_tokens(const SkinnyArgs& args, const Workspace& workspace, cudaStream_t stream) {
+  if (args.num_tokens <= kVectorTokens && args.group_shift >= 0)
+    return launch_vector<T, kind>(args, workspace, stream);
   if (args.num_tokens <= 8) return launch_of<T, kind, 1>(args, workspace, stream);
   if (args.num_tokens <= 16) return launch_of<T, kind, 2>(args, workspace, stream);
   if (args.num_tokens <= 32) return launch_of<T, kind, 4>(args, workspace, stream);
   launch_of<T, kind, 8>(args, workspace, stream);
+}
+
+// -1 if `x` is no power of two; 0 for groups of 32, which do not use it.
+int logarithm(int x) {
+  int result = 0;
+  while ((1 << result) < x) ++result;
+  return x == 0 ? 0 : (1 << result) == x ? result : -1;
 }
 
 template <class T>
@@ -562,6 +709,7 @@ bool launch_linear_skinny(const LinearLaunch& args, const Workspace& workspace,
     const int64_t group_size = weight.in_features / weight.num_groups;
     kind = group_size == 32 ? Kind::kW4Group32 : Kind::kW4;
     launch.units_per_group = static_cast<int>(group_size / kUnit);
+    launch.group_shift = weight.num_groups == 1 ? 31 : logarithm(launch.units_per_group);
   }
   for (int64_t begin = 0; begin < args.num_tokens; begin += kTokensAtOnce) {
     const int64_t rest = args.num_tokens - begin;
