@@ -21,39 +21,13 @@
 // Dequantization: (magic | nibble) - zero exactly, times scale rounded once, both on pairs.
 #include <algorithm>
 
-#include "device/cuda/linear.h"
+#include "device/cuda/linear_stream.cuh"
 #include "device/cuda/overlap.cuh"
-#include "device/cuda/scalar.cuh"
 
 namespace nibble::cuda {
 namespace {
 
-constexpr int kWarps = 8;
 constexpr int kRowTiles = 2;  // of 16 outputs, per warp
-constexpr int kUnit = 64;
-constexpr int kVectorTokens = 8;  // most for vector_kernel
-
-enum class Kind { kW4, kW4Group32, kDense };
-
-struct SkinnyArgs {
-  const void* x;
-  const void* values;
-  const void* scale;
-  void* out;
-  bool out_is_float;
-  int num_tokens;
-  int64_t out_features;
-  int64_t in_features;
-  int row_tiles;        // ceil(out / 16)
-  int units_per_row;    // in / 64
-  int units_per_group;  // kW4
-  int group_shift;      // its logarithm; negative if it is no power of two
-  int64_t num_groups;
-  int units;            // of the whole weight
-  int units_per_block;  // the piece of a thread block
-  float* partials;
-  uint32_t* counters;
-};
 
 // A stage of a warp's ring: the values of its row tiles, then their scales.
 template <Kind kind>
@@ -67,76 +41,7 @@ constexpr int kStages = kind == Kind::kDense ? 3 : 8;
 template <Kind kind>
 constexpr size_t kSharedBytes = size_t{kWarps} * kStages<kind>* kStageBytes<kind>;
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-#define NB_SKINNY_CODE 1
-#else
-#define NB_SKINNY_CODE 0
-#endif
-
 #if NB_SKINNY_CODE
-
-__device__ __forceinline__ void copy_async_16(void* shared, const void* global) {
-  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;\n" ::"r"(to), "l"(global));
-}
-__device__ __forceinline__ void copy_async_8(void* shared, const void* global) {
-  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;\n" ::"r"(to), "l"(global));
-}
-__device__ __forceinline__ void commit_async() {
-  asm volatile("cp.async.commit_group;\n" ::: "memory");
-}
-template <int kPending>
-__device__ __forceinline__ void wait_async() {
-  asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
-}
-
-template <class T>
-struct Pair;
-template <>
-struct Pair<BFloat> {
-  static constexpr uint32_t kMagic = 0x43004300u;
-  static __device__ __forceinline__ uint32_t value(uint32_t q, uint32_t zero, uint32_t scale) {
-    const __nv_bfloat162 difference =
-        __hsub2(*reinterpret_cast<__nv_bfloat162*>(&q), *reinterpret_cast<__nv_bfloat162*>(&zero));
-    const __nv_bfloat162 product = __hmul2(difference, *reinterpret_cast<__nv_bfloat162*>(&scale));
-    return *reinterpret_cast<const uint32_t*>(&product);
-  }
-  static __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
-                                             uint32_t b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
-        "{%8,%9}, {%0,%1,%2,%3};\n"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  }
-};
-template <>
-struct Pair<Half> {
-  static constexpr uint32_t kMagic = 0x64006400u;
-  static __device__ __forceinline__ uint32_t value(uint32_t q, uint32_t zero, uint32_t scale) {
-    const __half2 difference =
-        __hsub2(*reinterpret_cast<__half2*>(&q), *reinterpret_cast<__half2*>(&zero));
-    const __half2 product = __hmul2(difference, *reinterpret_cast<__half2*>(&scale));
-    return *reinterpret_cast<const uint32_t*>(&product);
-  }
-  static __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
-                                             uint32_t b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
-        "{%8,%9}, {%0,%1,%2,%3};\n"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  }
-};
-
-// (x >> shift) & 0x000f000f | magic, one logic instruction after the shift.
-template <class T>
-__device__ __forceinline__ uint32_t nibbles(uint32_t word, int shift) {
-  uint32_t result;
-  asm("lop3.b32 %0, %1, %2, %3, 0xea;\n"
-      : "=r"(result)
-      : "r"(word >> shift), "r"(0x000f000fu), "r"(Pair<T>::kMagic));
-  return result;
-}
 
 // Where this lane's part of the next unit of the warp's row tiles lies; walking along the rows
 // costs additions only, which matters: at full memory speed a warp has about 250 instructions per
@@ -193,138 +98,6 @@ struct Source {
         scale += 64;
       }
     }
-  }
-};
-
-// The A operand of step 0..3 of a unit.
-template <class T, Kind kind>
-struct Operand {
-  uint4 raw[kind == Kind::kDense ? 4 : 1];
-  uint2 scale[kind == Kind::kW4Group32 ? 2 : 1];
-
-  // Of row tile `tile` of a stage whose scales lie at `scales`.
-  __device__ __forceinline__ void read(const char* stage, const char* scales, int tile, int lane) {
-    constexpr int kVectors = kind == Kind::kDense ? 4 : 1;
-#pragma unroll
-    for (int i = 0; i < kVectors; ++i)
-      raw[i] = *reinterpret_cast<const uint4*>(stage + (tile * kVectors + i) * 512 + lane * 16);
-    if constexpr (kind != Kind::kDense) {
-      constexpr int kGroups = kind == Kind::kW4Group32 ? 2 : 1;
-#pragma unroll
-      for (int i = 0; i < kGroups; ++i)
-        scale[i] =
-            *reinterpret_cast<const uint2*>(scales + (tile * kGroups + i) * 64 + lane / 4 * 8);
-    }
-  }
-  template <int kStep>
-  __device__ __forceinline__ void step(uint32_t (&a)[4]) const {
-    if constexpr (kind == Kind::kDense) {
-      const uint4& low = raw[kStep / 2];
-      const uint4& high = raw[2 + kStep / 2];
-      a[0] = kStep % 2 == 0 ? low.x : low.z;
-      a[1] = kStep % 2 == 0 ? high.x : high.z;
-      a[2] = kStep % 2 == 0 ? low.y : low.w;
-      a[3] = kStep % 2 == 0 ? high.y : high.w;
-    } else {
-      const uint32_t word = kStep == 0   ? raw[0].x
-                            : kStep == 1 ? raw[0].y
-                            : kStep == 2 ? raw[0].z
-                                         : raw[0].w;
-      const uint2& pair = scale[kind == Kind::kW4Group32 ? kStep / 2 : 0];
-      const uint32_t scale_low = __byte_perm(pair.x, pair.x, 0x1010);
-      const uint32_t zero_low = __byte_perm(pair.x, pair.x, 0x3232);
-      const uint32_t scale_high = __byte_perm(pair.y, pair.y, 0x1010);
-      const uint32_t zero_high = __byte_perm(pair.y, pair.y, 0x3232);
-      a[0] = Pair<T>::value(nibbles<T>(word, 0), zero_low, scale_low);
-      a[1] = Pair<T>::value(nibbles<T>(word, 4), zero_high, scale_high);
-      a[2] = Pair<T>::value(nibbles<T>(word, 8), zero_low, scale_low);
-      a[3] = Pair<T>::value(nibbles<T>(word, 12), zero_high, scale_high);
-    }
-  }
-};
-
-// This lane's part of the activations of one unit of one token: inputs 32 j + 8 (lane % 4) .. + 7.
-struct Activations {
-  uint4 x[2];
-  __device__ __forceinline__ void read(const char* from, bool present) {
-#pragma unroll
-    for (int j = 0; j < 2; ++j)
-      x[j] =
-          present ? __ldg(reinterpret_cast<const uint4*>(from + 64 * j)) : make_uint4(0, 0, 0, 0);
-  }
-};
-
-template <class T, int kTokenTiles, int kTiles = kRowTiles>
-struct Sums {
-  float c[kTiles][kTokenTiles][4];
-
-  __device__ __forceinline__ void clear() {
-#pragma unroll
-    for (int r = 0; r < kTiles; ++r)
-#pragma unroll
-      for (int n = 0; n < kTokenTiles; ++n)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) c[r][n][i] = 0;
-  }
-  __device__ __forceinline__ void add(const Sums& other) {
-#pragma unroll
-    for (int r = 0; r < kTiles; ++r)
-#pragma unroll
-      for (int n = 0; n < kTokenTiles; ++n)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) c[r][n][i] += other.c[r][n][i];
-  }
-  static constexpr int kFloats = kTiles * kTokenTiles * 4 * 32;  // of a warp
-  __device__ __forceinline__ void store_shared(float* to, int lane) const {
-    static_assert(kFloats == 128, "one tile");
-    reinterpret_cast<float4*>(to)[lane] =
-        make_float4(c[0][0][0], c[0][0][1], c[0][0][2], c[0][0][3]);
-  }
-  __device__ __forceinline__ void add_shared(const float* from, int lane) {
-    const float4 part = reinterpret_cast<const float4*>(from)[lane];
-    c[0][0][0] += part.x;
-    c[0][0][1] += part.y;
-    c[0][0][2] += part.z;
-    c[0][0][3] += part.w;
-  }
-  __device__ __forceinline__ void store_partial(float* to, int lane) const {
-#pragma unroll
-    for (int r = 0; r < kTiles; ++r)
-#pragma unroll
-      for (int n = 0; n < kTokenTiles; ++n)
-        __stcg(reinterpret_cast<float4*>(to) + (r * kTokenTiles + n) * 32 + lane,
-               make_float4(c[r][n][0], c[r][n][1], c[r][n][2], c[r][n][3]));
-  }
-  __device__ __forceinline__ void add_partial(const float* from, int lane) {
-#pragma unroll
-    for (int r = 0; r < kTiles; ++r)
-#pragma unroll
-      for (int n = 0; n < kTokenTiles; ++n) {
-        const float4 part =
-            __ldcg(reinterpret_cast<const float4*>(from) + (r * kTokenTiles + n) * 32 + lane);
-        c[r][n][0] += part.x;
-        c[r][n][1] += part.y;
-        c[r][n][2] += part.z;
-        c[r][n][3] += part.w;
-      }
-  }
-  __device__ __forceinline__ void store(const SkinnyArgs& args, int row_tile, int lane) const {
-#pragma unroll
-    for (int r = 0; r < kTiles; ++r)
-#pragma unroll
-      for (int n = 0; n < kTokenTiles; ++n)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int64_t row = int64_t{row_tile + r} * 16 + lane / 4 + i / 2 * 8;
-          const int token = 8 * n + lane % 4 * 2 + i % 2;
-          if (row >= args.out_features || token >= args.num_tokens) continue;
-          const int64_t at = token * args.out_features + row;
-          if (args.out_is_float) {
-            static_cast<float*>(args.out)[at] = c[r][n][i];
-          } else {
-            static_cast<T*>(args.out)[at] = Round<T>::of(c[r][n][i]);
-          }
-        }
   }
 };
 
@@ -438,7 +211,7 @@ __global__ void __launch_bounds__(kWarps * 32, kTokenTiles <= 4 ? 2 : 1)
   while (left > 0) {
     // Two sums per output where registers allow, for even and odd steps: shorter chains.
     constexpr int kChains = kTokenTiles == 1 ? 2 : 1;
-    Sums<T, kTokenTiles> sums[kChains];
+    Sums<T, kTokenTiles, kRowTiles> sums[kChains];
 #pragma unroll
     for (int c = 0; c < kChains; ++c) sums[c].clear();
     const int length = min(left, args.units_per_row - unit);
@@ -505,116 +278,6 @@ __global__ void __launch_bounds__(kWarps * 32, kTokenTiles <= 4 ? 2 : 1)
 #endif
 }
 
-// Up to 8 tokens: a thread block per row tile, its warps taking turns along the row, their sums
-// joined in shared memory. Many short blocks keep the memory busy without any hand-over between
-// them; every warp reads other activations, which is why it is not for more tokens.
-template <Kind kind>
-constexpr int kVectorStageBytes = kind == Kind::kDense ? 2048
-                                  : kind == Kind::kW4  ? 576
-                                                       : 640;
-template <Kind kind>
-constexpr int kVectorStages = kind == Kind::kDense ? 4 : 8;
-
-template <class T, Kind kind>
-__global__ void __launch_bounds__(kWarps * 32, 3) vector_kernel(const SkinnyArgs args) {
-#if NB_SKINNY_CODE
-  constexpr int kDepth = kVectorStages<kind>;
-  constexpr int kStage = kVectorStageBytes<kind>;
-  extern __shared__ __align__(16) char shared[];
-  __shared__ __align__(16) float parts[kWarps][128];
-  let_next_kernel_start();
-  const int warp = threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
-  const int row_tile = static_cast<int>(blockIdx.x);
-  char* ring = shared + warp * kDepth * kStage;
-  const int count = (args.units_per_row - warp + kWarps - 1) / kWarps;
-
-  const char* values[2];
-  const char* scale = nullptr;
-  if constexpr (kind == Kind::kDense) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int64_t row = min(int64_t{row_tile} * 16 + lane / 4 + 8 * half, args.out_features - 1);
-      values[half] = static_cast<const char*>(args.values) +
-                     (row * args.in_features + warp * kUnit + lane % 4 * 8) * 2;
-    }
-  } else {
-    values[0] = static_cast<const char*>(args.values) +
-                (int64_t{row_tile} * args.units_per_row + warp) * 512 + lane * 16;
-    scale = static_cast<const char*>(args.scale) + row_tile * args.num_groups * 64 + lane * 8;
-  }
-  int fetched = 0;
-  char* fetch_stage = ring;
-  const auto fetch_next = [&] {
-    if (fetched < count) {
-      if constexpr (kind == Kind::kDense) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-#pragma unroll
-          for (int j = 0; j < 2; ++j)
-            copy_async_16(fetch_stage + (half * 2 + j) * 512 + lane * 16, values[half] + j * 64);
-          values[half] += kWarps * kUnit * 2;
-        }
-      } else {
-        copy_async_16(fetch_stage + lane * 16, values[0]);
-        values[0] += kWarps * 512;
-        const int unit = fetched * kWarps + warp;
-        const int group = kind == Kind::kW4 ? unit >> args.group_shift : 2 * unit;
-        if (lane < (kind == Kind::kW4 ? 8 : 16))
-          copy_async_8(fetch_stage + 512 + lane * 8, scale + group * 64);
-      }
-      ++fetched;
-      fetch_stage += kStage;
-      if (fetch_stage == ring + kDepth * kStage) fetch_stage = ring;
-    }
-    commit_async();
-  };
-#pragma unroll
-  for (int i = 0; i < kDepth - 1; ++i) fetch_next();
-  wait_for_previous_kernel();
-
-  const bool present = lane / 4 < args.num_tokens;
-  const char* x_at = static_cast<const char*>(args.x) +
-                     (lane / 4 * args.in_features + warp * kUnit + lane % 4 * 8) * 2;
-  Activations ahead;
-  ahead.read(x_at, present && count > 0);
-  Sums<T, 1, 1> sums[2];
-  sums[0].clear();
-  sums[1].clear();
-  const char* stage = ring;
-#pragma unroll 2
-  for (int i = 0; i < count; ++i) {
-    const Activations x = ahead;
-    x_at += kWarps * kUnit * 2;
-    ahead.read(x_at, present && i + 1 < count);
-    wait_async<kDepth - 2>();
-    __syncwarp();
-    Operand<T, kind> weights;
-    weights.read(stage, stage + 512, 0, lane);
-    uint32_t a[4][4];
-    weights.template step<0>(a[0]);
-    weights.template step<1>(a[1]);
-    weights.template step<2>(a[2]);
-    weights.template step<3>(a[3]);
-    Pair<T>::mma(sums[0].c[0][0], a[0], x.x[0].x, x.x[0].y);
-    Pair<T>::mma(sums[1].c[0][0], a[1], x.x[0].z, x.x[0].w);
-    Pair<T>::mma(sums[0].c[0][0], a[2], x.x[1].x, x.x[1].y);
-    Pair<T>::mma(sums[1].c[0][0], a[3], x.x[1].z, x.x[1].w);
-    fetch_next();
-    stage += kStage;
-    if (stage == ring + kDepth * kStage) stage = ring;
-  }
-  sums[0].add(sums[1]);
-  sums[0].store_shared(parts[warp], lane);
-  __syncthreads();
-  if (warp != 0) return;
-  sums[0].clear();
-#pragma unroll
-  for (int w = 0; w < kWarps; ++w) sums[0].add_shared(parts[w], lane);
-  sums[0].store(args, row_tile, lane);
-#endif
-}
-
 template <class T, Kind kind, int kTokenTiles>
 void launch_of(SkinnyArgs args, const Workspace& workspace, cudaStream_t stream) {
   const auto kernel = skinny_kernel<T, kind, kTokenTiles>;
@@ -643,23 +306,7 @@ void launch_of(SkinnyArgs args, const Workspace& workspace, cudaStream_t stream)
 }
 
 template <class T, Kind kind>
-void launch_vector(const SkinnyArgs& args, const Workspace& workspace, cudaStream_t stream) {
-  const auto kernel = vector_kernel<T, kind>;
-  constexpr size_t kShared = size_t{kWarps} * kVectorStages<kind> * kVectorStageBytes<kind>;
-  static const bool ready = [&] {
-    NB_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(kShared)));
-    return true;
-  }();
-  static_cast<void>(ready);
-  launch_overlapped(kernel, static_cast<unsigned>(args.row_tiles), kWarps * 32, kShared, stream,
-                    workspace.compute_capability, args);
-}
-
-template <class T, Kind kind>
 void launch_tokens(const SkinnyArgs& args, const Workspace& workspace, cudaStream_t stream) {
-  if (args.num_tokens <= kVectorTokens && args.group_shift >= 0)
-    return launch_vector<T, kind>(args, workspace, stream);
   if (args.num_tokens <= 8) return launch_of<T, kind, 1>(args, workspace, stream);
   if (args.num_tokens <= 16) return launch_of<T, kind, 2>(args, workspace, stream);
   if (args.num_tokens <= 32) return launch_of<T, kind, 4>(args, workspace, stream);
@@ -717,6 +364,7 @@ bool launch_linear_skinny(const LinearLaunch& args, const Workspace& workspace,
     launch.x = static_cast<const char*>(args.x) + begin * weight.in_features * 2;
     launch.out = static_cast<char*>(args.out) +
                  begin * weight.out_features * static_cast<int64_t>(scalar_size(args.out_type));
+    if (launch_linear_vector(args.x_type, kind, launch, workspace, stream)) continue;
     if (args.x_type == Scalar::kBF16) {
       launch_kind<BFloat>(kind, launch, workspace, stream);
     } else {
