@@ -6,7 +6,7 @@ namespace {
 
 // Up to how many tokens streaming the weight beats multiplying in 16 bits; for packed weights the
 // latter first writes them out. Measured: benchmarks/cuda_linear.cc paths.
-constexpr int64_t kStreamPackedTokens = 320;
+constexpr int64_t kStreamPackedTokens = 128;
 constexpr int64_t kStreamDenseTokens = 16;
 
 }  // namespace

@@ -21,37 +21,13 @@
 // Dequantization: (magic | nibble) - zero exactly, times scale rounded once, both on pairs.
 #include <algorithm>
 
-#include "device/cuda/linear.h"
+#include "device/cuda/linear_stream.cuh"
 #include "device/cuda/overlap.cuh"
-#include "device/cuda/scalar.cuh"
 
 namespace nibble::cuda {
 namespace {
 
-constexpr int kWarps = 8;
 constexpr int kRowTiles = 2;  // of 16 outputs, per warp
-constexpr int kUnit = 64;
-
-enum class Kind { kW4, kW4Group32, kDense };
-
-struct SkinnyArgs {
-  const void* x;
-  const void* values;
-  const void* scale;
-  void* out;
-  bool out_is_float;
-  int num_tokens;
-  int64_t out_features;
-  int64_t in_features;
-  int row_tiles;        // ceil(out / 16)
-  int units_per_row;    // in / 64
-  int units_per_group;  // kW4
-  int64_t num_groups;
-  int units;            // of the whole weight
-  int units_per_block;  // the piece of a thread block
-  float* partials;
-  uint32_t* counters;
-};
 
 // A stage of a warp's ring: the values of its row tiles, then their scales.
 template <Kind kind>
@@ -65,76 +41,7 @@ constexpr int kStages = kind == Kind::kDense ? 3 : 8;
 template <Kind kind>
 constexpr size_t kSharedBytes = size_t{kWarps} * kStages<kind>* kStageBytes<kind>;
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-#define NB_SKINNY_CODE 1
-#else
-#define NB_SKINNY_CODE 0
-#endif
-
 #if NB_SKINNY_CODE
-
-__device__ __forceinline__ void copy_async_16(void* shared, const void* global) {
-  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;\n" ::"r"(to), "l"(global));
-}
-__device__ __forceinline__ void copy_async_8(void* shared, const void* global) {
-  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;\n" ::"r"(to), "l"(global));
-}
-__device__ __forceinline__ void commit_async() {
-  asm volatile("cp.async.commit_group;\n" ::: "memory");
-}
-template <int kPending>
-__device__ __forceinline__ void wait_async() {
-  asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
-}
-
-template <class T>
-struct Pair;
-template <>
-struct Pair<BFloat> {
-  static constexpr uint32_t kMagic = 0x43004300u;
-  static __device__ __forceinline__ uint32_t value(uint32_t q, uint32_t zero, uint32_t scale) {
-    const __nv_bfloat162 difference =
-        __hsub2(*reinterpret_cast<__nv_bfloat162*>(&q), *reinterpret_cast<__nv_bfloat162*>(&zero));
-    const __nv_bfloat162 product = __hmul2(difference, *reinterpret_cast<__nv_bfloat162*>(&scale));
-    return *reinterpret_cast<const uint32_t*>(&product);
-  }
-  static __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
-                                             uint32_t b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
-        "{%8,%9}, {%0,%1,%2,%3};\n"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  }
-};
-template <>
-struct Pair<Half> {
-  static constexpr uint32_t kMagic = 0x64006400u;
-  static __device__ __forceinline__ uint32_t value(uint32_t q, uint32_t zero, uint32_t scale) {
-    const __half2 difference =
-        __hsub2(*reinterpret_cast<__half2*>(&q), *reinterpret_cast<__half2*>(&zero));
-    const __half2 product = __hmul2(difference, *reinterpret_cast<__half2*>(&scale));
-    return *reinterpret_cast<const uint32_t*>(&product);
-  }
-  static __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
-                                             uint32_t b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
-        "{%8,%9}, {%0,%1,%2,%3};\n"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  }
-};
-
-// (x >> shift) & 0x000f000f | magic, one logic instruction after the shift.
-template <class T>
-__device__ __forceinline__ uint32_t nibbles(uint32_t word, int shift) {
-  uint32_t result;
-  asm("lop3.b32 %0, %1, %2, %3, 0xea;\n"
-      : "=r"(result)
-      : "r"(word >> shift), "r"(0x000f000fu), "r"(Pair<T>::kMagic));
-  return result;
-}
 
 // Where this lane's part of the next unit of the warp's row tiles lies; walking along the rows
 // costs additions only, which matters: at full memory speed a warp has about 250 instructions per
@@ -191,126 +98,6 @@ struct Source {
         scale += 64;
       }
     }
-  }
-};
-
-// The A operand of step 0..3 of a unit.
-template <class T, Kind kind>
-struct Operand {
-  uint4 raw[kind == Kind::kDense ? 4 : 1];
-  uint2 scale[kind == Kind::kW4Group32 ? 2 : 1];
-
-  // Of row tile `tile` of the stage.
-  __device__ __forceinline__ void read(const char* stage, int tile, int lane) {
-    constexpr int kVectors = kind == Kind::kDense ? 4 : 1;
-#pragma unroll
-    for (int i = 0; i < kVectors; ++i)
-      raw[i] = *reinterpret_cast<const uint4*>(stage + (tile * kVectors + i) * 512 + lane * 16);
-    if constexpr (kind != Kind::kDense) {
-      constexpr int kGroups = kind == Kind::kW4Group32 ? 2 : 1;
-#pragma unroll
-      for (int i = 0; i < kGroups; ++i)
-        scale[i] = *reinterpret_cast<const uint2*>(stage + kValueBytes<kind> +
-                                                   (tile * kGroups + i) * 64 + lane / 4 * 8);
-    }
-  }
-  template <int kStep>
-  __device__ __forceinline__ void step(uint32_t (&a)[4]) const {
-    if constexpr (kind == Kind::kDense) {
-      const uint4& low = raw[kStep / 2];
-      const uint4& high = raw[2 + kStep / 2];
-      a[0] = kStep % 2 == 0 ? low.x : low.z;
-      a[1] = kStep % 2 == 0 ? high.x : high.z;
-      a[2] = kStep % 2 == 0 ? low.y : low.w;
-      a[3] = kStep % 2 == 0 ? high.y : high.w;
-    } else {
-      const uint32_t word = kStep == 0   ? raw[0].x
-                            : kStep == 1 ? raw[0].y
-                            : kStep == 2 ? raw[0].z
-                                         : raw[0].w;
-      const uint2& pair = scale[kind == Kind::kW4Group32 ? kStep / 2 : 0];
-      const uint32_t scale_low = __byte_perm(pair.x, pair.x, 0x1010);
-      const uint32_t zero_low = __byte_perm(pair.x, pair.x, 0x3232);
-      const uint32_t scale_high = __byte_perm(pair.y, pair.y, 0x1010);
-      const uint32_t zero_high = __byte_perm(pair.y, pair.y, 0x3232);
-      a[0] = Pair<T>::value(nibbles<T>(word, 0), zero_low, scale_low);
-      a[1] = Pair<T>::value(nibbles<T>(word, 4), zero_high, scale_high);
-      a[2] = Pair<T>::value(nibbles<T>(word, 8), zero_low, scale_low);
-      a[3] = Pair<T>::value(nibbles<T>(word, 12), zero_high, scale_high);
-    }
-  }
-};
-
-// This lane's part of the activations of one unit of one token: inputs 32 j + 8 (lane % 4) .. + 7.
-struct Activations {
-  uint4 x[2];
-  __device__ __forceinline__ void read(const char* from, bool present) {
-#pragma unroll
-    for (int j = 0; j < 2; ++j)
-      x[j] =
-          present ? __ldg(reinterpret_cast<const uint4*>(from + 64 * j)) : make_uint4(0, 0, 0, 0);
-  }
-};
-
-template <class T, int kTokenTiles>
-struct Sums {
-  float c[kRowTiles][kTokenTiles][4];
-
-  __device__ __forceinline__ void clear() {
-#pragma unroll
-    for (int r = 0; r < kRowTiles; ++r)
-#pragma unroll
-      for (int n = 0; n < kTokenTiles; ++n)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) c[r][n][i] = 0;
-  }
-  __device__ __forceinline__ void add(const Sums& other) {
-#pragma unroll
-    for (int r = 0; r < kRowTiles; ++r)
-#pragma unroll
-      for (int n = 0; n < kTokenTiles; ++n)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) c[r][n][i] += other.c[r][n][i];
-  }
-  static constexpr int kFloats = kRowTiles * kTokenTiles * 4 * 32;  // of a warp
-  __device__ __forceinline__ void store_partial(float* to, int lane) const {
-#pragma unroll
-    for (int r = 0; r < kRowTiles; ++r)
-#pragma unroll
-      for (int n = 0; n < kTokenTiles; ++n)
-        __stcg(reinterpret_cast<float4*>(to) + (r * kTokenTiles + n) * 32 + lane,
-               make_float4(c[r][n][0], c[r][n][1], c[r][n][2], c[r][n][3]));
-  }
-  __device__ __forceinline__ void add_partial(const float* from, int lane) {
-#pragma unroll
-    for (int r = 0; r < kRowTiles; ++r)
-#pragma unroll
-      for (int n = 0; n < kTokenTiles; ++n) {
-        const float4 part =
-            __ldcg(reinterpret_cast<const float4*>(from) + (r * kTokenTiles + n) * 32 + lane);
-        c[r][n][0] += part.x;
-        c[r][n][1] += part.y;
-        c[r][n][2] += part.z;
-        c[r][n][3] += part.w;
-      }
-  }
-  __device__ __forceinline__ void store(const SkinnyArgs& args, int row_tile, int lane) const {
-#pragma unroll
-    for (int r = 0; r < kRowTiles; ++r)
-#pragma unroll
-      for (int n = 0; n < kTokenTiles; ++n)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int64_t row = int64_t{row_tile + r} * 16 + lane / 4 + i / 2 * 8;
-          const int token = 8 * n + lane % 4 * 2 + i % 2;
-          if (row >= args.out_features || token >= args.num_tokens) continue;
-          const int64_t at = token * args.out_features + row;
-          if (args.out_is_float) {
-            static_cast<float*>(args.out)[at] = c[r][n][i];
-          } else {
-            static_cast<T*>(args.out)[at] = Round<T>::of(c[r][n][i]);
-          }
-        }
   }
 };
 
@@ -424,7 +211,7 @@ __global__ void __launch_bounds__(kWarps * 32, kTokenTiles <= 4 ? 2 : 1)
   while (left > 0) {
     // Two sums per output where registers allow, for even and odd steps: shorter chains.
     constexpr int kChains = kTokenTiles == 1 ? 2 : 1;
-    Sums<T, kTokenTiles> sums[kChains];
+    Sums<T, kTokenTiles, kRowTiles> sums[kChains];
 #pragma unroll
     for (int c = 0; c < kChains; ++c) sums[c].clear();
     const int length = min(left, args.units_per_row - unit);
@@ -445,7 +232,7 @@ __global__ void __launch_bounds__(kWarps * 32, kTokenTiles <= 4 ? 2 : 1)
       __syncwarp();
       const auto operand = [&](int r, uint32_t(&a)[4][4]) {
         Operand<T, kind> weights;
-        weights.read(stage, r, lane);
+        weights.read(stage, stage + kValueBytes<kind>, r, lane);
         weights.template step<0>(a[0]);
         weights.template step<1>(a[1]);
         weights.template step<2>(a[2]);
@@ -526,6 +313,13 @@ void launch_tokens(const SkinnyArgs& args, const Workspace& workspace, cudaStrea
   launch_of<T, kind, 8>(args, workspace, stream);
 }
 
+// -1 if `x` is no power of two; 0 for groups of 32, which do not use it.
+int logarithm(int x) {
+  int result = 0;
+  while ((1 << result) < x) ++result;
+  return x == 0 ? 0 : (1 << result) == x ? result : -1;
+}
+
 template <class T>
 void launch_kind(Kind kind, const SkinnyArgs& args, const Workspace& workspace,
                  cudaStream_t stream) {
@@ -562,6 +356,7 @@ bool launch_linear_skinny(const LinearLaunch& args, const Workspace& workspace,
     const int64_t group_size = weight.in_features / weight.num_groups;
     kind = group_size == 32 ? Kind::kW4Group32 : Kind::kW4;
     launch.units_per_group = static_cast<int>(group_size / kUnit);
+    launch.group_shift = weight.num_groups == 1 ? 31 : logarithm(launch.units_per_group);
   }
   for (int64_t begin = 0; begin < args.num_tokens; begin += kTokensAtOnce) {
     const int64_t rest = args.num_tokens - begin;
@@ -569,6 +364,7 @@ bool launch_linear_skinny(const LinearLaunch& args, const Workspace& workspace,
     launch.x = static_cast<const char*>(args.x) + begin * weight.in_features * 2;
     launch.out = static_cast<char*>(args.out) +
                  begin * weight.out_features * static_cast<int64_t>(scalar_size(args.out_type));
+    if (launch_linear_vector(args.x_type, kind, launch, workspace, stream)) continue;
     if (args.x_type == Scalar::kBF16) {
       launch_kind<BFloat>(kind, launch, workspace, stream);
     } else {
