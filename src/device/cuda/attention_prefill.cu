@@ -23,7 +23,7 @@ namespace nibble::cuda {
 namespace {
 
 constexpr int kTile = 64;  // cached tokens
-constexpr float kLog2E = 1.4426950408889634f;
+[[maybe_unused]] constexpr float kLog2E = 1.4426950408889634f;
 
 template <int kDim, int kGroups>
 struct PrefillShape {

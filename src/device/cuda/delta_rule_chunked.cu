@@ -13,8 +13,8 @@
 //     operand. Shared memory only carries the loads; there is one barrier per chunk.
 // The L2 norms of q and k are scales of rows, so they are folded into the elementwise factors and
 // the raw q and k feed the tensor cores unrounded. Only exponents <= 0 are taken.
-// Cost of a chunk and head: 10.5 MFLOP in products; reads 48 KiB of K, Q, V, writes 16 of O; T and P
-// pass through 16 KiB of workspace.
+// Cost of a chunk and head: 10.5 MFLOP in products; reads 48 KiB of K, Q, V, writes 16 of O; T and
+// P pass through 16 KiB of workspace.
 //
 // Measured on an H100, 32768 tokens, 16/48 heads, all of it (bench_cuda_gdn): 2.0 ms with the 64x64
 // substitution whole in f32 and load addresses computed per copy, 1.6 ms as it is. advance has one
@@ -32,7 +32,7 @@ namespace nibble::cuda {
 namespace {
 
 constexpr int kChunk = 64;
-constexpr int kDim = kDeltaDim;
+[[maybe_unused]] constexpr int kDim = kDeltaDim;  // unused where there is no mma
 
 // --- prepare --------------------------------------------------------------------------
 
