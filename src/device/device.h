@@ -73,9 +73,10 @@ class Device {
   virtual LinearWeight prepare_linear(const LinearWeight& on_disk, Arena& arena) = 0;
 };
 
-enum class Backend { kAuto, kReference, kCpu };
+enum class Backend { kAuto, kReference, kCpu, kCuda };
 
-// `num_threads` 0: all hardware threads. The only place that names a backend.
+// `num_threads` 0: all hardware threads; ignored by a GPU. kCuda without a usable GPU, driver or
+// CUDA in this build is kUnsupported with what to do about it. The only place that names a backend.
 Result<std::unique_ptr<Device>> open_device(Backend backend, int num_threads = 0);
 
 }  // namespace nibble

@@ -1,5 +1,6 @@
 // Picks a backend: the only file that names one.
 #include "device/cpu/cpu_device.h"
+#include "device/cuda/cuda_device.h"
 #include "device/device.h"
 #include "device/ref/ref_device.h"
 
@@ -10,6 +11,14 @@ Result<std::unique_ptr<Device>> open_device(Backend backend, int num_threads) {
     case Backend::kReference: return ref::open();
     case Backend::kAuto:
     case Backend::kCpu: return cpu::open(num_threads);
+    case Backend::kCuda:
+#ifdef NIBBLE_WITH_CUDA
+      return cuda::open();
+#else
+      return Error{ErrorCode::kUnsupported,
+                   "cuda: this program was built without CUDA; build it where nvcc is installed "
+                   "(cmake --preset cuda), or run on the CPU with --device cpu"};
+#endif
   }
   return Error{ErrorCode::kInvalidArgument, "unknown backend"};
 }

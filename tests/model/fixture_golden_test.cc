@@ -46,22 +46,25 @@ class Fixture : public testing::TestWithParam<Case> {
         for (int c = 0; c < d.conv_dim(); ++c)
           for (int i = 1; i < d.conv_kernel; ++i)
             newest.push_back(wide[static_cast<size_t>(c * d.conv_kernel + i)]);
-        const float* conv = model.caches().conv_state[layer].as<const float>();
-        EXPECT_LE(max_abs_diff(newest, {conv, conv + newest.size()}), tolerance);
+        std::vector<float> conv = model.floats(model.caches().conv_state[layer]);
+        conv.resize(newest.size());  // slot 0
+        EXPECT_LE(max_abs_diff(newest, conv), tolerance);
         const std::vector<float> state = goldens.floats(name + "recurrent_state");
-        const float* ours = model.caches().recurrent_state[layer].as<const float>();
-        EXPECT_LE(max_abs_diff(state, {ours, ours + state.size()}), tolerance);
+        std::vector<float> ours = model.floats(model.caches().recurrent_state[layer]);
+        ours.resize(state.size());
+        EXPECT_LE(max_abs_diff(state, ours), tolerance);
         continue;
       }
       const AttentionSpec& a = model.spec().attention;
       for (const bool keys : {true, false}) {
         const Tensor& cache = keys ? model.caches().kv[layer].k : model.caches().kv[layer].v;
+        const std::vector<float> cached = model.floats(cache);
         std::vector<float> ours;  // [kv heads, tokens, head dim]
         for (int h = 0; h < a.num_kv_heads; ++h)
           for (int p = 0; p < model.length(0); ++p) {
             const int block = model.blocks(0)[static_cast<size_t>(p / model.block_size())];
             const int row = block * model.block_size() + p % model.block_size();
-            const float* from = cache.as<const float>() + (row * a.num_kv_heads + h) * a.head_dim;
+            const float* from = cached.data() + (row * a.num_kv_heads + h) * a.head_dim;
             ours.insert(ours.end(), from, from + a.head_dim);
           }
         EXPECT_LE(max_abs_diff(goldens.floats(name + (keys ? "keys" : "values")), ours), tolerance);

@@ -83,6 +83,10 @@ class ModelHarness {
       std::ranges::copy(blocks_[static_cast<size_t>(pieces[i].sequence)],
                         table.begin() + static_cast<ptrdiff_t>(i) * shape_.num_blocks);
     const size_t num_tokens = ids.size();
+    const auto on_device = [&](const auto& values) {
+      return upload(values.data(), values.size() * sizeof(values[0]));
+    };
+    uploads_.clear();
     std::vector<int32_t> axes;
     for (int axis = 0; axis < 3; ++axis)
       axes.insert(axes.end(), positions.begin(), positions.end());
@@ -91,36 +95,69 @@ class ModelHarness {
     std::vector<float> logits(num_tokens * static_cast<size_t>(spec().vocab_size));
     const auto count = static_cast<int32_t>(num_tokens);
     const size_t scratch_bytes = model_->activation_bytes(count, count);
-    std::vector<std::byte> scratch_memory(scratch_bytes + Arena::kAlignment);
+    const DeviceMemory scratch_memory =
+        device_->allocate(scratch_bytes + Arena::kAlignment, "test scratch").value();
     Arena scratch(scratch_memory.data(), scratch_bytes);
+    const DeviceMemory logits_memory =
+        device_->allocate(logits.size() * sizeof(float) + 1, "test logits").value();
     Step step;
     step.ops = &device_->ops();
     step.batch = {.num_tokens = count,
                   .num_seqs = static_cast<int32_t>(pieces.size()),
-                  .query_start = query_start.data(),
-                  .context_len = context_len.data(),
-                  .block_table = table.data(),
+                  .query_start = on_device(query_start),
+                  .context_len = on_device(context_len),
+                  .block_table = on_device(table),
                   .max_blocks = shape_.num_blocks,
                   .block_size = shape_.block_size,
-                  .state_slot = slots.data(),
-                  .state_is_fresh = fresh.data()};
-    step.token_ids = ids.data();
-    step.positions = axes.data();
-    step.logit_rows = rows.data();
+                  .state_slot = on_device(slots),
+                  .state_is_fresh = on_device(fresh)};
+    step.token_ids = on_device(ids);
+    step.positions = on_device(axes);
+    step.logit_rows = on_device(rows);
     step.num_logit_rows = count;
     step.caches = &caches_;
     step.scratch = &scratch;
-    step.observe = std::move(observe);
-    model_->forward(step, {logits.data(), DType::kF32, {count, spec().vocab_size}});
+    if (observe)
+      step.observe = [&](const char* what, int layer, const Tensor& value) {
+        const std::vector<std::byte> host = download(value);
+        observe(what, layer, {const_cast<std::byte*>(host.data()), value.dtype, value.shape});
+      };
+    const Tensor device_logits{logits_memory.data(), DType::kF32, {count, spec().vocab_size}};
+    model_->forward(step, device_logits);
+    device_->download(logits.data(), device_logits.data, device_logits.num_bytes());
+    device_->synchronize();
     peak_scratch_ = scratch.peak();
     planned_scratch_ = scratch_bytes;
     return logits;
+  }
+
+  // A tensor of the model's (caches, activations) as host floats or bytes.
+  std::vector<float> floats(const Tensor& value) const {
+    const std::vector<std::byte> host = download(value);
+    std::vector<float> values(static_cast<size_t>(value.num_elements()));
+    to_float({const_cast<std::byte*>(host.data()), value.dtype, value.shape}, values.data());
+    return values;
+  }
+  std::vector<std::byte> download(const Tensor& value) const {
+    std::vector<std::byte> host(value.num_bytes());
+    device_->download(host.data(), value.data, host.size());
+    device_->synchronize();
+    return host;
   }
 
   size_t peak_scratch() const { return peak_scratch_; }
   size_t planned_scratch() const { return planned_scratch_; }
 
  private:
+  // A copy on the device that lives until the next run.
+  template <class T>
+  const T* upload(const T* values, size_t bytes) {
+    uploads_.push_back(device_->allocate(bytes + 1, "test batch").value());
+    device_->upload(uploads_.back().data(), values, bytes);
+    device_->synchronize();
+    return static_cast<const T*>(uploads_.back().data());
+  }
+
   std::unique_ptr<ModelDir> dir_;
   std::unique_ptr<Device> device_;
   std::unique_ptr<Model> model_;
@@ -130,6 +167,7 @@ class ModelHarness {
   std::vector<std::vector<int32_t>> blocks_;
   std::vector<int32_t> lengths_;
   std::vector<int32_t> free_blocks_;
+  std::vector<DeviceMemory> uploads_;
   size_t peak_scratch_ = 0;
   size_t planned_scratch_ = 0;
 };

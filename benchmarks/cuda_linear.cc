@@ -1,0 +1,188 @@
+// Linears of a 40B hybrid on this GPU: how near to the memory's read bandwidth with few tokens, how
+// near to the matrix peak with many. Both limits are measured in the same run. Each figure is the
+// median of replayed graphs that walk over copies of the weight larger than the L2 cache together,
+// launch gaps included.
+//
+//   build/release/benchmarks/bench_cuda_linear [few|many|paths]...
+#include <cstdio>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "cuda_read.h"
+#include "cuda_timing.h"
+#include "device/cuda/linear.h"
+
+namespace nibble {
+namespace {
+
+using cuda::Layout;
+using cuda::LinearLaunch;
+using cuda::LinearPath;
+using cuda::Scalar;
+using cuda::Weight;
+
+constexpr int64_t kMaxTokens = 8192;
+constexpr size_t kRotateBytes = size_t{400} << 20;  // several times any L2
+
+struct Shape {
+  const char* name;
+  int64_t out;
+  int64_t in;
+  int group;  // 0: 16 bits
+};
+constexpr Shape kShapes[] = {
+    {"mlp gate or up, W4 g128", 17408, 5120, 128}, {"mlp down, W4 g128", 5120, 17408, 128},
+    {"mlp down, W4 g32", 5120, 17408, 32},         {"q and gate, W4 g128", 12288, 5120, 128},
+    {"k or v, W4 g128", 1024, 5120, 128},          {"delta-rule qkv, bf16", 10240, 5120, 0},
+    {"delta-rule out, bf16", 5120, 6144, 0},       {"head, bf16", 248320, 5120, 0}};
+
+size_t weight_bytes(const Shape& shape) {
+  const auto count = static_cast<size_t>(shape.out * shape.in);
+  return shape.group == 0 ? count * 2 : count / 2 + count / static_cast<size_t>(shape.group) * 4;
+}
+
+// Copies of a random weight, enough of them to leave the L2 cache between two uses of one.
+std::vector<Weight> make_weights(const Shape& shape) {
+  std::vector<Weight> weights;
+  const size_t copies = std::max<size_t>(1, kRotateBytes / weight_bytes(shape));
+  for (size_t i = 0; i < copies; ++i) {
+    Weight weight{};
+    weight.layout = shape.group == 0 ? Layout::kDense : Layout::kTiled;
+    weight.type = Scalar::kBF16;
+    weight.out_features = shape.out;
+    weight.in_features = shape.in;
+    const int64_t count = shape.out * shape.in;
+    if (shape.group == 0) {
+      weight.values = bench::random_bf16(count, 0.02f);
+    } else {
+      weight.num_bits = 4;
+      weight.num_groups = shape.in / shape.group;
+      weight.values = bench::random_device<uint32_t>(static_cast<size_t>(count) / 2,
+                                                     [] { return bench::random()(); });
+      // Scale and zero beside each other; 128 + 8 + 0 in bf16 for the zero.
+      bool zero = true;
+      weight.scale = bench::random_device<uint16_t>(
+          static_cast<size_t>(count / shape.group) * 4, [&]() -> uint16_t {
+            zero = !zero;
+            return zero ? 0x4308 : static_cast<uint16_t>(0x3c00 + bench::random()() % 128);
+          });
+    }
+    weights.push_back(weight);
+  }
+  return weights;
+}
+
+struct Bench {
+  cuda::Workspace workspace = bench::make_workspace(size_t{96} << 20);
+  void* x = bench::random_bf16(kMaxTokens * 17408);
+  void* out = bench::device_bytes(size_t{1} << 30);
+  double read_bandwidth = 0;
+  double peak_flops = 0;
+
+  Bench() {
+    workspace.num_counters = 1 << 18;
+    workspace.counters = static_cast<uint32_t*>(bench::device_bytes(size_t{4} << 18));
+    NB_CUDA(cudaMemset(workspace.counters, 0, size_t{4} << 18));
+    constexpr size_t kBytes = size_t{4} << 30;
+    const uint16_t* data = bench::random_bf16(kBytes / 2);
+    const double ms = bench::median_ms([&](cudaStream_t stream) {
+      bench::enqueue_read(data, kBytes, workspace.num_sms, out, stream);
+    });
+    read_bandwidth = kBytes / (ms * 1e-3);
+    NB_CUDA(cudaFree(const_cast<uint16_t*>(data)));
+    const Shape square{"", 8192, 8192, 0};
+    peak_flops = 2.0 * 8192 * 8192 * 8192 / seconds(make_weights(square), 8192, LinearPath::kDense);
+    std::printf("read bandwidth %.2f TB/s, bf16 matrix peak %.0f TFLOP/s (8192^3 by cuBLASLt)\n",
+                read_bandwidth / 1e12, peak_flops / 1e12);
+  }
+
+  // Of one product.
+  double seconds(const std::vector<Weight>& weights, int64_t num_tokens, LinearPath path) const {
+    const auto launch = [&](const Weight& weight, cudaStream_t stream) {
+      launch_linear({x, Scalar::kBF16, weight, out, Scalar::kBF16, num_tokens, path}, workspace,
+                    stream);
+    };
+    launch(weights[0], nullptr);  // algorithms are chosen outside the capture
+    NB_CUDA(cudaDeviceSynchronize());
+    const double ms = bench::median_ms([&](cudaStream_t stream) {
+      for (const Weight& weight : weights) launch(weight, stream);
+    });
+    return ms * 1e-3 / static_cast<double>(weights.size());
+  }
+};
+
+void few_tokens(const Bench& bench) {
+  std::printf("\nfew tokens: microseconds and %% of the read bandwidth (weights once)\n%-26s", "");
+  constexpr int kTokens[] = {1, 2, 4, 8, 9, 16, 32, 64};
+  for (const int m : kTokens) std::printf("       M=%-3d", m);
+  std::printf("\n");
+  for (const Shape& shape : kShapes) {
+    const std::vector<Weight> weights = make_weights(shape);
+    std::printf("%-26s", shape.name);
+    for (const int m : kTokens) {
+      const double s = bench.seconds(weights, m, LinearPath::kSkinny);
+      std::printf(" %7.1f%4.0f", s * 1e6,
+                  100 * static_cast<double>(weight_bytes(shape)) / s / bench.read_bandwidth);
+    }
+    std::printf("\n");
+    for (const Weight& weight : weights) {
+      NB_CUDA(cudaFree(const_cast<void*>(weight.values)));
+      NB_CUDA(cudaFree(const_cast<void*>(weight.scale)));
+    }
+  }
+}
+
+void many_tokens(const Bench& bench, bool both_paths) {
+  std::printf("\n%s: TFLOP/s and %% of the matrix peak\n%-26s",
+              both_paths ? "streamed | dequantized" : "many tokens", "");
+  const std::vector<int> tokens = both_paths ? std::vector{64, 128, 192, 256, 384, 512}
+                                             : std::vector{256, 512, 1024, 2048, 4096, 8192};
+  for (const int m : tokens) std::printf(both_paths ? "        M=%-4d" : "    M=%-4d", m);
+  std::printf("\n");
+  for (const int s : {0, 1, 5}) {
+    const Shape& shape = kShapes[s];
+    const std::vector<Weight> weights = make_weights(shape);
+    std::printf("%-26s", shape.name);
+    for (const int m : tokens) {
+      const auto flops = [&](LinearPath path) {
+        return 2.0 * m * static_cast<double>(shape.out * shape.in) /
+               bench.seconds(weights, m, path);
+      };
+      if (both_paths) {
+        std::printf("  %4.0f |%4.0f ", flops(LinearPath::kSkinny) / 1e12,
+                    flops(LinearPath::kDense) / 1e12);
+      } else {
+        const double rate = flops(LinearPath::kAuto);
+        std::printf("  %4.0f%4.0f", rate / 1e12, 100 * rate / bench.peak_flops);
+      }
+    }
+    std::printf("\n");
+    for (const Weight& weight : weights) {
+      NB_CUDA(cudaFree(const_cast<void*>(weight.values)));
+      NB_CUDA(cudaFree(const_cast<void*>(weight.scale)));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace nibble
+
+int main(int argc, char** argv) {
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+    std::printf("no GPU: nothing measured\n");
+    return 0;
+  }
+  nibble::bench::print_card(nibble::bench::read_bandwidth());
+  const nibble::Bench bench;
+  const auto wanted = [&](const char* part) {
+    for (int i = 1; i < argc; ++i)
+      if (std::strcmp(argv[i], part) == 0) return true;
+    return argc == 1;
+  };
+  if (wanted("few")) nibble::few_tokens(bench);
+  if (wanted("many")) nibble::many_tokens(bench, false);
+  if (wanted("paths")) nibble::many_tokens(bench, true);
+  return 0;
+}

@@ -1,0 +1,117 @@
+// Paged attention: which kernels a step takes, and the plain kernel for everything else.
+#include "device/cuda/attention.h"
+
+#include "device/cuda/attention_kernels.h"
+#include "device/cuda/ragged.cuh"
+
+namespace nibble::cuda {
+namespace {
+
+constexpr int kMostPerLane = 8;  // head_dim / 32
+
+template <class C>
+__device__ inline float load_cached(const void* cache, int64_t at) {
+  return to_float(static_cast<const C*>(cache)[at]);
+}
+
+// Any type and head_dim up to 256: a warp per (token, query head), one cached token at a time,
+// f32 throughout. Grid (num_tokens, num_heads), 32 threads.
+template <class T, class C>
+__global__ void plain_kernel(AttentionParams params, int32_t longer_than) {
+  const AttentionLaunch& args = params.args;
+  const DeviceBatch& batch = params.batch;
+  const TilePlace place = find_tile({batch.query_start, batch.num_seqs, 1, longer_than},
+                                    static_cast<int32_t>(blockIdx.x));
+  if (place.seq < 0) return;
+  const int lane = static_cast<int>(threadIdx.x);
+  const int head = static_cast<int>(blockIdx.y);
+  const int dim = args.head_dim;
+  const int64_t token = batch.query_start[place.seq] + place.tile;
+  const int64_t row = (token * args.num_heads + head) * dim;
+  const int32_t visible = batch.context_len[place.seq] + place.tile + 1;
+  const int32_t* table = batch.block_table + static_cast<int64_t>(place.seq) * batch.max_blocks;
+  float q[kMostPerLane] = {};
+  float sum[kMostPerLane] = {};
+#pragma unroll
+  for (int i = 0; i < kMostPerLane; ++i)
+    if (lane + 32 * i < dim)
+      q[i] = to_float(static_cast<const T*>(args.q)[row + lane + 32 * i]) * args.softmax_scale;
+  float largest = -INFINITY;
+  float total = 0;
+  for (int32_t position = 0; position < visible; ++position) {
+    const int64_t cached =
+        static_cast<int64_t>(table[position / batch.block_size]) * batch.block_size +
+        position % batch.block_size;
+    const int64_t from = (cached * args.num_kv_heads + head / params.group) * dim + lane;
+    float score = 0;
+#pragma unroll
+    for (int i = 0; i < kMostPerLane; ++i)
+      if (lane + 32 * i < dim) score += q[i] * load_cached<C>(args.k_cache, from + 32 * i);
+    score = warp_sum(score);
+    const float peak = fmaxf(largest, score);
+    const float factor = expf(largest - peak);
+    const float weight = expf(score - peak);
+    largest = peak;
+    total = total * factor + weight;
+#pragma unroll
+    for (int i = 0; i < kMostPerLane; ++i)
+      if (lane + 32 * i < dim)
+        sum[i] = sum[i] * factor + weight * load_cached<C>(args.v_cache, from + 32 * i);
+  }
+#pragma unroll
+  for (int i = 0; i < kMostPerLane; ++i)
+    if (lane + 32 * i < dim)
+      static_cast<T*>(args.out)[row + lane + 32 * i] = Round<T>::of(sum[i] / total);
+}
+
+template <class T, class C>
+void launch_plain(const AttentionParams& params, int32_t longer_than, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(params.batch.num_tokens),
+                  static_cast<unsigned>(params.args.num_heads));
+  plain_kernel<T, C><<<grid, 32, 0, stream>>>(params, longer_than);
+  NB_CUDA_LAUNCHED();
+}
+
+template <class T>
+void launch_plain(const AttentionParams& params, int32_t longer_than, cudaStream_t stream) {
+  switch (params.args.cache_type) {
+    case Scalar::kF32: return launch_plain<T, float>(params, longer_than, stream);
+    case Scalar::kF16: return launch_plain<T, Half>(params, longer_than, stream);
+    case Scalar::kBF16: return launch_plain<T, BFloat>(params, longer_than, stream);
+    case Scalar::kE4M3: return launch_plain<T, E4M3>(params, longer_than, stream);
+    case Scalar::kE5M2: return launch_plain<T, E5M2>(params, longer_than, stream);
+  }
+}
+
+// Sequences with more than `longer_than` new tokens.
+void launch_plain(const AttentionParams& params, int32_t longer_than, cudaStream_t stream) {
+  switch (params.args.type) {
+    case Scalar::kF32: return launch_plain<float>(params, longer_than, stream);
+    case Scalar::kF16: return launch_plain<Half>(params, longer_than, stream);
+    default: return launch_plain<BFloat>(params, longer_than, stream);
+  }
+}
+
+}  // namespace
+
+void launch_attention(const AttentionLaunch& args, const DeviceBatch& batch,
+                      const Workspace& workspace, cudaStream_t stream) {
+  if (batch.num_tokens == 0 || batch.num_seqs == 0) return;
+  const AttentionParams params{args, batch, args.num_heads / args.num_kv_heads, workspace};
+  if (args.form == AttentionForm::kPlain || !decode_supports(params))
+    return launch_plain(params, 0, stream);
+  // One token each, or too few tokens for a long sequence to be among them: decode only.
+  const bool short_only = batch.num_tokens == batch.num_seqs || batch.num_tokens <= kLongestDecode;
+  if (short_only || batch.num_seqs > 1) launch_decode(params, kLongestDecode, stream);
+  if (short_only) return;
+  // A single sequence is known to be long.
+  if (!launch_prefill(params, kLongestDecode, stream)) launch_plain(params, kLongestDecode, stream);
+}
+
+size_t attention_scratch_bytes(int32_t head_dim, int32_t num_sms) {
+  // Twice as many (item, kv head, split) parts as SMs, of 16 rows; see launch_shape() in
+  // attention_decode.cu.
+  return static_cast<size_t>(2 * num_sms) * 16 * static_cast<size_t>(head_dim + 2) * sizeof(float);
+}
+
+}  // namespace nibble::cuda

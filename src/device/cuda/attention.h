@@ -1,0 +1,32 @@
+// Launcher of paged attention. Contract: Ops::attention in device/ops.h.
+#pragma once
+
+#include "device/cuda/device_batch.h"
+
+namespace nibble::cuda {
+
+// Which kernels run. kAuto picks by card, types and lengths; the others are for tests and
+// benchmarks: kPlain is the one for every shape and type, kMma leaves wgmma out.
+enum class AttentionForm : uint8_t { kAuto, kPlain, kMma };
+
+struct AttentionLaunch {
+  const void* q;  // [num_tokens, num_heads, head_dim] of type
+  void* out;
+  const void* k_cache;  // [num_blocks, block_size, num_kv_heads, head_dim] of cache_type
+  const void* v_cache;
+  Scalar type;
+  Scalar cache_type;
+  int32_t num_heads;
+  int32_t num_kv_heads;
+  int32_t head_dim;  // at most 256
+  float softmax_scale;
+  AttentionForm form = AttentionForm::kAuto;
+};
+// Splits long contexts as far as workspace.scratch has room for the parts
+// (attention_scratch_bytes() is enough for every step).
+void launch_attention(const AttentionLaunch& attention, const DeviceBatch& batch,
+                      const Workspace& workspace, cudaStream_t stream);
+
+size_t attention_scratch_bytes(int32_t head_dim, int32_t num_sms);
+
+}  // namespace nibble::cuda

@@ -1,0 +1,26 @@
+// What attention.cu, attention_decode.cu and attention_prefill.cu share.
+#pragma once
+
+#include "device/cuda/attention.h"
+
+namespace nibble::cuda {
+
+struct AttentionParams {
+  AttentionLaunch args;
+  DeviceBatch batch;
+  int32_t group;  // query heads per kv head
+  Workspace workspace;
+};
+
+// Sequences with at most this many new tokens in a mixed step take the decode kernel.
+constexpr int32_t kLongestDecode = 8;
+
+// New tokens of sequences with at most `at_most` of them. False: no such kernel for this shape,
+// type or card; nothing was launched.
+bool launch_decode(const AttentionParams& params, int32_t at_most, cudaStream_t stream);
+// Sequences with more than `longer_than` new tokens.
+bool launch_prefill(const AttentionParams& params, int32_t longer_than, cudaStream_t stream);
+bool decode_supports(const AttentionParams& params);
+bool prefill_supports(const AttentionParams& params);
+
+}  // namespace nibble::cuda

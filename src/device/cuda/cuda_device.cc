@@ -1,0 +1,205 @@
+// One GPU: plain allocations, pinned host memory, one non-blocking stream, weights repacked on the
+// GPU as they arrive.
+#include "device/cuda/cuda_device.h"
+
+#include <algorithm>
+#include <string>
+
+#include "base/format.h"
+#include "device/cuda/cuda_ops.h"
+#include "device/cuda/handles.h"
+#include "device/cuda/linear_weight.h"
+
+namespace nibble::cuda {
+namespace {
+
+// Scratch of the operations: partial sums of few-token products, dequantized pieces of weights,
+// staging at load. A piece of a weight should stay in the L2 cache and still fill all
+// multiprocessors with output tiles.
+constexpr size_t kScratchBytes = size_t{96} << 20;
+constexpr int64_t kNumCounters = int64_t{1} << 18;
+
+Error cuda_error(cudaError_t error, const char* what) {
+  return make_error(ErrorCode::kUnsupported, "{}: {} ({})", what, cudaGetErrorString(error),
+                    cudaGetErrorName(error));
+}
+
+class CudaDevice final : public Device {
+ public:
+  CudaDevice(int ordinal, const cudaDeviceProp& properties)
+      : ordinal_(ordinal), stream_(Stream::create()) {
+    workspace_.num_sms = properties.multiProcessorCount;
+    workspace_.compute_capability = 10 * properties.major + properties.minor;
+    workspace_.max_shared_bytes = properties.sharedMemPerBlockOptin;
+  }
+
+  Status reserve_workspace() {
+    NB_TRY(scratch_, allocate(kScratchBytes, "operation scratch"));
+    NB_TRY(counters_,
+           allocate(static_cast<size_t>(kNumCounters) * sizeof(uint32_t), "operation counters"));
+    workspace_.scratch = scratch_.data();
+    workspace_.scratch_size = scratch_.size();
+    workspace_.counters = static_cast<uint32_t*>(counters_.data());
+    workspace_.num_counters = kNumCounters;
+    return {};
+  }
+
+  std::string name() const override { return "cuda"; }
+  Ops& ops() override { return ops_; }
+
+  DeviceMemoryInfo memory() const override {
+    NB_CUDA(cudaSetDevice(ordinal_));  // any thread may ask
+    DeviceMemoryInfo info;
+    NB_CUDA(cudaMemGetInfo(&info.free, &info.total));
+    return info;
+  }
+
+  Result<DeviceMemory> allocate(size_t bytes, const char* who) override {
+    if (bytes == 0) return DeviceMemory();
+    NB_CUDA(cudaSetDevice(ordinal_));
+    void* data = nullptr;
+    if (cudaMalloc(&data, bytes) != cudaSuccess) {
+      cudaGetLastError();  // forget it: running out is reported, not fatal
+      return make_error(ErrorCode::kOutOfMemory,
+                        "{}: needs {} of GPU memory, {} are free; lower --max-model-len, "
+                        "--max-num-seqs or --gpu-memory-utilization, or stop other programs on "
+                        "this GPU",
+                        who, format_bytes(static_cast<double>(bytes)),
+                        format_bytes(static_cast<double>(memory().free)));
+    }
+    NB_CUDA(cudaMemsetAsync(data, 0, bytes, stream_.get()));
+    NB_CUDA(cudaStreamSynchronize(stream_.get()));
+    return DeviceMemory(data, bytes, [](void* begin, size_t) { cudaFree(begin); });
+  }
+
+  Result<DeviceMemory> allocate_host(size_t bytes, const char* who) override {
+    if (bytes == 0) return DeviceMemory();
+    NB_CUDA(cudaSetDevice(ordinal_));
+    void* data = nullptr;
+    if (cudaMallocHost(&data, bytes) != cudaSuccess) {
+      cudaGetLastError();
+      return make_error(ErrorCode::kOutOfMemory, "{}: cannot pin {} of host memory", who,
+                        format_bytes(static_cast<double>(bytes)));
+    }
+    std::fill_n(static_cast<std::byte*>(data), bytes, std::byte{0});
+    return DeviceMemory(data, bytes, [](void* begin, size_t) { cudaFreeHost(begin); });
+  }
+
+  void upload(void* to_device, const void* from_host, size_t bytes) override {
+    NB_CUDA(cudaMemcpyAsync(to_device, from_host, bytes, cudaMemcpyHostToDevice, stream_.get()));
+  }
+  void download(void* to_host, const void* from_device, size_t bytes) override {
+    NB_CUDA(cudaMemcpyAsync(to_host, from_device, bytes, cudaMemcpyDeviceToHost, stream_.get()));
+  }
+  void copy(void* to_device, const void* from_device, size_t bytes) override {
+    NB_CUDA(
+        cudaMemcpyAsync(to_device, from_device, bytes, cudaMemcpyDeviceToDevice, stream_.get()));
+  }
+  void synchronize() override { NB_CUDA(cudaStreamSynchronize(stream_.get())); }
+
+  Tensor prepare_tensor(const Tensor& on_disk, Arena& arena) override {
+    const Tensor prepared = arena.tensor(on_disk.dtype, on_disk.shape, "weight");
+    if (prepared.data != nullptr) upload(prepared.data, on_disk.data, on_disk.num_bytes());
+    return prepared;
+  }
+
+  LinearWeight prepare_linear(const LinearWeight& on_disk, Arena& arena) override {
+    LinearWeight prepared = on_disk;
+    if (!on_disk.quantized()) {
+      prepared.dense = prepare_tensor(on_disk.dense, arena);
+      return prepared;
+    }
+    const int64_t num_groups = on_disk.scale.shape[1];
+    if (!tiles_fit(on_disk.in_features, on_disk.format.num_bits, num_groups,
+                   scalar_of(on_disk.scale.dtype))) {
+      prepared.packed = prepare_tensor(on_disk.packed, arena);
+      prepared.scale = prepare_tensor(on_disk.scale, arena);
+      if (!on_disk.zero_point.empty())
+        prepared.zero_point = prepare_tensor(on_disk.zero_point, arena);
+      return prepared;
+    }
+    const int64_t row_tiles = (on_disk.out_features + 15) / 16;
+    prepared.packed =
+        arena.tensor(DType::kI32, {row_tiles, on_disk.in_features / 64, 32, 4}, "packed weight");
+    prepared.scale =
+        arena.tensor(on_disk.scale.dtype, {row_tiles, num_groups, 8, 4}, "packed scales");
+    prepared.zero_point = Tensor{};
+    if (!arena.counting()) repack(on_disk, prepared);
+    return prepared;
+  }
+
+ private:
+  // Uploads rows into the scratch and repacks them from there, piece by piece.
+  void repack(const LinearWeight& from, const LinearWeight& to) {
+    const int64_t num_groups = from.scale.shape[1];
+    const int64_t words = from.packed.shape[1];
+    const size_t scale_size = dtype_size(from.scale.dtype);
+    const size_t row_bytes =
+        static_cast<size_t>(words) * 4 + static_cast<size_t>(num_groups) * (scale_size + 1);
+    const int64_t rows_at_once =
+        static_cast<int64_t>((workspace_.scratch_size - 1024) / row_bytes) / 16 * 16;
+    NB_CHECK(rows_at_once > 0, "a weight row of %zu bytes", row_bytes);
+    for (int64_t begin = 0; begin < from.out_features; begin += rows_at_once) {
+      const int64_t rows = std::min(rows_at_once, from.out_features - begin);
+      Arena staging(workspace_.scratch, workspace_.scratch_size);
+      const Tensor packed = from.packed.rows(begin, begin + rows);
+      const Tensor scale = from.scale.rows(begin, begin + rows);
+      RepackLaunch launch{};
+      launch.packed = static_cast<const uint32_t*>(prepare_tensor(packed, staging).data);
+      launch.scale = prepare_tensor(scale, staging).data;
+      if (!from.zero_point.empty())
+        launch.zero_point = static_cast<const int8_t*>(
+            prepare_tensor(from.zero_point.rows(begin, begin + rows), staging).data);
+      launch.begin = begin;
+      launch.end = begin + rows;
+      launch.to = weight_of(to);
+      launch_repack(launch, stream_.get());
+    }
+  }
+
+  int ordinal_;
+  Stream stream_;
+  Workspace workspace_;
+  DeviceMemory scratch_;
+  DeviceMemory counters_;
+  CudaOps ops_{stream_.get(), workspace_};
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Device>> open(int ordinal) {
+  int driver = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)
+    return Error{ErrorCode::kUnsupported,
+                 "cuda: no NVIDIA driver found (libcuda.so.1); install one, or run on the CPU with "
+                 "--device cpu"};
+  int count = 0;
+  if (const cudaError_t error = cudaGetDeviceCount(&count); error != cudaSuccess)
+    return make_error(
+        ErrorCode::kUnsupported,
+        "cuda: {} (driver for CUDA {}.{}, this program was built with CUDA {}.{}); update the "
+        "driver, or run on the CPU with --device cpu",
+        cudaGetErrorString(error), driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000,
+        CUDART_VERSION % 1000 / 10);
+  if (ordinal >= count)
+    return make_error(ErrorCode::kUnsupported,
+                      "cuda: GPU {} asked for, {} found; check CUDA_VISIBLE_DEVICES, or run on the "
+                      "CPU with --device cpu",
+                      ordinal, count);
+  if (const cudaError_t error = cudaSetDevice(ordinal); error != cudaSuccess)
+    return cuda_error(error, "cuda: cannot use the GPU");
+  cudaDeviceProp properties{};
+  if (const cudaError_t error = cudaGetDeviceProperties(&properties, ordinal); error != cudaSuccess)
+    return cuda_error(error, "cuda: cannot read the GPU's properties");
+  if (!kernels_run_here())
+    return make_error(ErrorCode::kUnsupported,
+                      "cuda: {} has compute capability {}.{}, for which this program holds no "
+                      "kernels; build with -DNIBBLE_CUDA_ARCHS={}{}",
+                      properties.name, properties.major, properties.minor, properties.major,
+                      properties.minor);
+  auto device = std::make_unique<CudaDevice>(ordinal, properties);
+  NB_TRY_STATUS(device->reserve_workspace());
+  return std::unique_ptr<Device>(std::move(device));
+}
+
+}  // namespace nibble::cuda

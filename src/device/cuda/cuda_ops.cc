@@ -1,0 +1,116 @@
+// Tensors to launches: everything but sequence mixing and experts.
+#include "device/cuda/cuda_ops.h"
+
+#include <algorithm>
+
+#include "device/cuda/elementwise.h"
+#include "device/cuda/linear.h"
+#include "device/cuda/linear_weight.h"
+
+namespace nibble::cuda {
+namespace {
+
+int64_t rows_of(const Tensor& x) {
+  return x.num_elements() == 0 ? 0 : x.shape[0];
+}
+
+}  // namespace
+
+void CudaOps::embed(const Tensor& table, const int32_t* ids, const Tensor& out) {
+  launch_gather({table.data, scalar_of(table.dtype), ids, out.data, scalar_of(out.dtype),
+                 rows_of(out), table.shape[1]},
+                stream_);
+}
+
+void CudaOps::gather_rows(const Tensor& x, const int32_t* rows, const Tensor& out) {
+  const Scalar type = scalar_of(x.dtype);
+  launch_gather({x.data, type, rows, out.data, type, rows_of(out), out.shape[1]}, stream_);
+}
+
+void CudaOps::rms_norm(const Tensor& x, const Tensor& weight, float eps, float weight_offset,
+                       const Tensor& out) {
+  const int64_t n = weight.num_elements();
+  launch_norm({x.data, nullptr, weight.data, out.data, scalar_of(x.dtype), scalar_of(weight.dtype),
+               x.num_elements() / n, n, eps, weight_offset},
+              stream_);
+}
+
+void CudaOps::gated_rms_norm(const Tensor& x, const Tensor& gate, const Tensor& weight, float eps,
+                             const Tensor& out) {
+  const int64_t n = weight.num_elements();
+  launch_norm({x.data, gate.data, weight.data, out.data, scalar_of(x.dtype),
+               scalar_of(weight.dtype), x.num_elements() / n, n, eps, 0.0f},
+              stream_);
+}
+
+void CudaOps::linear(const Tensor& x, const LinearWeight& weight, const Tensor& out) {
+  launch_linear({x.data, scalar_of(x.dtype), weight_of(weight), out.data, scalar_of(out.dtype),
+                 x.num_elements() / weight.in_features},
+                workspace_, stream_);
+}
+
+void CudaOps::add(const Tensor& x, const Tensor& y) {
+  launch_binary({Binary::kAdd, x.data, y.data, x.data, scalar_of(x.dtype), x.num_elements()},
+                stream_);
+}
+
+void CudaOps::split_pairs(const Tensor& x, const Tensor& first, const Tensor& second) {
+  const int64_t bytes = first.shape[2] * static_cast<int64_t>(dtype_size(x.dtype));
+  const int64_t num_heads = first.shape[0] * first.shape[1];
+  const auto* from = static_cast<const std::byte*>(x.data);
+  launch_copy_rows({from, first.data, num_heads, bytes, 2 * bytes, bytes}, stream_);
+  launch_copy_rows({from + bytes, second.data, num_heads, bytes, 2 * bytes, bytes}, stream_);
+}
+
+void CudaOps::slice_columns(const Tensor& x, int64_t begin, const Tensor& out) {
+  const int64_t rows = rows_of(out);
+  if (rows == 0) return;
+  const auto size = static_cast<int64_t>(dtype_size(x.dtype));
+  const int64_t width = out.num_elements() / rows * size;
+  launch_copy_rows({static_cast<const std::byte*>(x.data) + begin * size, out.data, rows, width,
+                    x.num_elements() / rows * size, width},
+                   stream_);
+}
+
+void CudaOps::sigmoid_mul(const Tensor& x, const Tensor& gate) {
+  const int64_t count = x.num_elements();
+  if (count == 0) return;
+  launch_binary({Binary::kSigmoidMul, x.data, gate.data, x.data, scalar_of(x.dtype), count,
+                 count / gate.num_elements()},
+                stream_);
+}
+
+void CudaOps::silu_mul(const Tensor& gate, const Tensor& up, const Tensor& out) {
+  launch_binary(
+      {Binary::kSiluMul, gate.data, up.data, out.data, scalar_of(gate.dtype), gate.num_elements()},
+      stream_);
+}
+
+void CudaOps::rope(const RopeArgs& args) {
+  if (args.x.num_elements() == 0) return;
+  RopeLaunch launch{};
+  launch.x = args.x.data;
+  launch.type = scalar_of(args.x.dtype);
+  launch.positions = args.positions;
+  launch.num_tokens = args.x.shape[0];
+  launch.num_heads = args.x.shape[1];
+  launch.head_dim = args.x.shape[2];
+  launch.half = args.rotary_dim / 2;
+  NB_CHECK(launch.half <= RopeLaunch::kMaxFrequencies, "rotary_dim %d", args.rotary_dim);
+  std::copy_n(args.mrope_section, 3, launch.mrope_section);
+  launch.attention_scaling = args.attention_scaling;
+  std::copy_n(args.inv_freq, launch.half, launch.inv_freq);
+  launch_rope(launch, stream_);
+}
+
+void CudaOps::kv_append(const Tensor& k, const Tensor& v, const RaggedBatch& batch,
+                        const KvCache& cache) {
+  if (batch.num_tokens == 0) return;
+  launch_kv_append({k.data, v.data, scalar_of(k.dtype), cache.k.data, cache.v.data,
+                    scalar_of(cache.format.dtype), k.num_elements() / batch.num_tokens,
+                    batch.num_tokens, batch.num_seqs, batch.query_start, batch.context_len,
+                    batch.block_table, batch.max_blocks, batch.block_size},
+                   stream_);
+}
+
+}  // namespace nibble::cuda

@@ -1,0 +1,68 @@
+// The seam on a GPU: each member checks nothing, turns tensors into a launch struct and enqueues on
+// the device's compute stream. The kernels live one family per .cu file behind a header of plain
+// structs; cuda_ops.cc and cuda_ops_mixers.cc (sequence mixing and experts) map tensors to them.
+#pragma once
+
+#include <vector>
+
+#include "device/cuda/cuda_check.h"
+#include "device/cuda/scalar.h"
+#include "device/cuda/workspace.h"
+#include "device/ops.h"
+
+namespace nibble::cuda {
+
+class CudaOps final : public Ops {
+ public:
+  // Both belong to the device, which outlives its operations.
+  CudaOps(cudaStream_t stream, Workspace& workspace) : stream_(stream), workspace_(workspace) {}
+
+  void embed(const Tensor& table, const int32_t* ids, const Tensor& out) override;
+  void gather_rows(const Tensor& x, const int32_t* rows, const Tensor& out) override;
+  void rms_norm(const Tensor& x, const Tensor& weight, float eps, float weight_offset,
+                const Tensor& out) override;
+  void gated_rms_norm(const Tensor& x, const Tensor& gate, const Tensor& weight, float eps,
+                      const Tensor& out) override;
+  void linear(const Tensor& x, const LinearWeight& weight, const Tensor& out) override;
+  void add(const Tensor& x, const Tensor& y) override;
+  void split_pairs(const Tensor& x, const Tensor& first, const Tensor& second) override;
+  void slice_columns(const Tensor& x, int64_t begin, const Tensor& out) override;
+  void sigmoid_mul(const Tensor& x, const Tensor& gate) override;
+  void silu_mul(const Tensor& gate, const Tensor& up, const Tensor& out) override;
+  void rope(const RopeArgs& args) override;
+  void kv_append(const Tensor& k, const Tensor& v, const RaggedBatch& batch,
+                 const KvCache& cache) override;
+
+  // cuda_ops_mixers.cc
+  void attention(const AttentionArgs& args, const RaggedBatch& batch) override;
+  void causal_conv1d(const ConvArgs& args, const RaggedBatch& batch) override;
+  void delta_gates(const Tensor& a, const Tensor& b, const Tensor& a_log, const Tensor& dt_bias,
+                   const Tensor& log_decay, const Tensor& beta) override;
+  void gated_delta_net(const GatedDeltaNetArgs& args, const RaggedBatch& batch) override;
+  void moe_route(const Tensor& logits, int32_t top_k, const Tensor& experts,
+                 const Tensor& weights) override;
+  void moe_mlp(const Tensor& x, const Tensor& experts, const Tensor& weights,
+               const LinearWeight* gate, const LinearWeight* up, const LinearWeight* down,
+               const Tensor& scratch, const Tensor& out) override;
+
+ private:
+  cudaStream_t stream_;
+  Workspace& workspace_;
+  std::vector<int32_t> chosen_experts_;  // moe_mlp's copy of its ids
+};
+
+// The launchers' name of a dtype; a programmer error for integers and F64.
+inline Scalar scalar_of(DType dtype) {
+  switch (dtype) {
+    case DType::kF32: return Scalar::kF32;
+    case DType::kF16: return Scalar::kF16;
+    case DType::kBF16: return Scalar::kBF16;
+    case DType::kF8E4M3: return Scalar::kE4M3;
+    case DType::kF8E5M2: return Scalar::kE5M2;
+    default: break;
+  }
+  NB_CHECK(false, "no kernel computes with %s", dtype_name(dtype).data());
+  return Scalar::kF32;
+}
+
+}  // namespace nibble::cuda

@@ -1,0 +1,36 @@
+// Picks the path of a product.
+#include "device/cuda/linear.h"
+
+namespace nibble::cuda {
+namespace {
+
+// Up to how many tokens streaming the weight beats multiplying in 16 bits; for packed weights the
+// latter first writes them out. Measured: benchmarks/cuda_linear.cc paths.
+constexpr int64_t kStreamPackedTokens = 128;
+constexpr int64_t kStreamDenseTokens = 16;
+
+}  // namespace
+
+void launch_linear(const LinearLaunch& args, const Workspace& workspace, cudaStream_t stream) {
+  if (args.num_tokens == 0 || args.weight.out_features == 0) return;
+  switch (args.path) {
+    case LinearPath::kAuto:
+      if (args.num_tokens <=
+              (args.weight.layout == Layout::kDense ? kStreamDenseTokens : kStreamPackedTokens) &&
+          launch_linear_skinny(args, workspace, stream))
+        return;
+      if (launch_linear_dense(args, workspace, stream)) return;
+      if (launch_linear_skinny(args, workspace, stream)) return;
+      break;
+    case LinearPath::kSkinny:
+      if (launch_linear_skinny(args, workspace, stream)) return;
+      break;
+    case LinearPath::kDense:
+      if (launch_linear_dense(args, workspace, stream)) return;
+      break;
+    case LinearPath::kSimple: break;
+  }
+  launch_linear_simple(args, stream);
+}
+
+}  // namespace nibble::cuda

@@ -1,0 +1,154 @@
+// RMSNorm and the gated norm. Short rows (heads of 64..256): a warp per row. Long rows: a block per
+// row, kept in registers between the sum and the scaling when it fits, read again from the cache
+// when it does not.
+#include "device/cuda/elementwise.h"
+#include "device/cuda/scalar.cuh"
+
+namespace nibble::cuda {
+namespace {
+
+constexpr int kBlock = 256;
+constexpr int64_t kLongRow = 1024;
+
+template <class T, class W>
+__device__ __forceinline__ T normed(float x, float scale, W weight, float offset) {
+  return Round<T>::of(x * scale * (to_float(weight) + offset));
+}
+// Three roundings in 16-bit activations, where Hugging Face has them.
+template <class T, class W>
+__device__ __forceinline__ T gated(float x, float scale, W weight, T gate) {
+  const float weighted = rounded<T>(to_float(weight) * rounded<T>(x * scale));
+  const float g = to_float(gate);
+  return Round<T>::of(weighted * (g * sigmoid(g)));
+}
+
+template <class T, class W>
+__device__ __forceinline__ void finish_row(const NormLaunch& args, int64_t row, int thread,
+                                           int num_threads, float sum) {
+  const float scale = rsqrtf(sum / static_cast<float>(args.n) + args.eps);
+  const T* x = static_cast<const T*>(args.x) + row * args.n;
+  const W* weight = static_cast<const W*>(args.weight);
+  T* out = static_cast<T*>(args.out) + row * args.n;
+  if (args.gate == nullptr) {
+    for (int64_t i = thread; i < args.n; i += num_threads)
+      out[i] = normed<T>(to_float(x[i]), scale, weight[i], args.weight_offset);
+  } else {
+    const T* gate = static_cast<const T*>(args.gate) + row * args.n;
+    for (int64_t i = thread; i < args.n; i += num_threads)
+      out[i] = gated<T>(to_float(x[i]), scale, weight[i], gate[i]);
+  }
+}
+
+template <class T>
+__device__ __forceinline__ float partial_sum(const NormLaunch& args, int64_t row, int thread,
+                                             int num_threads) {
+  const T* x = static_cast<const T*>(args.x) + row * args.n;
+  float sum = 0;
+  for (int64_t i = thread; i < args.n; i += num_threads) {
+    const float value = to_float(x[i]);
+    sum += value * value;
+  }
+  return sum;
+}
+
+template <class T, class W>
+__global__ void short_rows_kernel(const NormLaunch args) {
+  const int64_t row = (int64_t{blockIdx.x} * kBlock + threadIdx.x) / 32;
+  if (row >= args.num_rows) return;
+  const int lane = threadIdx.x % 32;
+  finish_row<T, W>(args, row, lane, 32, warp_sum(partial_sum<T>(args, row, lane, 32)));
+}
+
+__device__ __forceinline__ float block_sum(float x) {
+  __shared__ float sums[kBlock / 32];
+  x = warp_sum(x);
+  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = x;
+  __syncthreads();
+  float total = 0;
+#pragma unroll
+  for (int warp = 0; warp < kBlock / 32; ++warp) total += sums[warp];
+  return total;
+}
+
+template <class T, class W>
+__global__ void long_rows_kernel(const NormLaunch args) {
+  const int thread = threadIdx.x;
+  const float sum = block_sum(partial_sum<T>(args, blockIdx.x, thread, kBlock));
+  finish_row<T, W>(args, blockIdx.x, thread, kBlock, sum);
+}
+
+// 16-bit rows of up to kVectors * 8 * kBlock, n % 8 == 0, 16-byte aligned, without gate: one read,
+// the row stays in registers.
+template <class T, class W, int kVectors>
+__global__ void register_rows_kernel(const NormLaunch args) {
+  struct alignas(16) Vector {
+    T values[8];
+  };
+  const auto* x =
+      reinterpret_cast<const Vector*>(static_cast<const T*>(args.x) + int64_t{blockIdx.x} * args.n);
+  const auto count = static_cast<int>(args.n / 8);
+  Vector row[kVectors];
+  float sum = 0;
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) {
+    const int at = v * kBlock + static_cast<int>(threadIdx.x);
+    if (at < count) {
+      row[v] = x[at];
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        const float value = to_float(row[v].values[j]);
+        sum += value * value;
+      }
+    }
+  }
+  const float scale = rsqrtf(block_sum(sum) / static_cast<float>(args.n) + args.eps);
+  auto* out = reinterpret_cast<Vector*>(static_cast<T*>(args.out) + int64_t{blockIdx.x} * args.n);
+  const W* weight = static_cast<const W*>(args.weight);
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) {
+    const int at = v * kBlock + static_cast<int>(threadIdx.x);
+    if (at < count) {
+      Vector result;
+#pragma unroll
+      for (int j = 0; j < 8; ++j)
+        result.values[j] =
+            normed<T>(to_float(row[v].values[j]), scale, weight[at * 8 + j], args.weight_offset);
+      out[at] = result;
+    }
+  }
+}
+
+template <class T, class W>
+void launch(const NormLaunch& args, cudaStream_t stream) {
+  const auto rows = static_cast<unsigned>(args.num_rows);
+  if (args.n < kLongRow) {
+    const int64_t threads = args.num_rows * 32;
+    short_rows_kernel<T, W>
+        <<<static_cast<unsigned>((threads + kBlock - 1) / kBlock), kBlock, 0, stream>>>(args);
+    return;
+  }
+  const bool vectors = args.gate == nullptr && args.n % 8 == 0 &&
+                       reinterpret_cast<uintptr_t>(args.x) % 16 == 0 &&
+                       reinterpret_cast<uintptr_t>(args.out) % 16 == 0;
+  if constexpr (sizeof(T) == 2) {
+    if (vectors && args.n <= 4 * 8 * kBlock) {
+      register_rows_kernel<T, W, 4><<<rows, kBlock, 0, stream>>>(args);
+      return;
+    }
+  }
+  long_rows_kernel<T, W><<<rows, kBlock, 0, stream>>>(args);
+}
+
+}  // namespace
+
+void launch_norm(const NormLaunch& args, cudaStream_t stream) {
+  if (args.num_rows == 0 || args.n == 0) return;
+  with_type(args.type, [&](auto type) {
+    with_type(args.weight_type, [&](auto weight_type) {
+      launch<typename decltype(type)::type, typename decltype(weight_type)::type>(args, stream);
+    });
+  });
+  NB_CUDA_LAUNCHED();
+}
+
+}  // namespace nibble::cuda

@@ -1,0 +1,206 @@
+// Products on a GPU against the reference: every layout, every path, awkward shapes. Where inputs
+// are 16 bits and the output f32, both sides sum the same exact products and differ only in the
+// order of the sums, so the bounds are tight.
+#include <gtest/gtest.h>
+
+#include "device/cuda/linear.h"
+#include "device/cuda/linear_weight.h"
+#include "device/cuda_device_tensor.h"
+#include "device/ref/ref_ops.h"
+
+namespace nibble {
+namespace {
+
+using cuda::LinearPath;
+using test::DeviceTensor;
+using test::HostTensor;
+using test::relative_error;
+
+struct QuantShape {
+  int bits;
+  int group;  // -1: one per row
+  bool zero_points;
+  DType scale_type;
+};
+
+// A quantized weight in the disk layout, with the nibbles and scales of a hard case: extremes of
+// the range, a zero scale.
+struct DiskWeight {
+  std::vector<int32_t> packed;
+  HostTensor scale;
+  std::vector<int8_t> zero_point;
+  LinearWeight weight;
+
+  DiskWeight(std::mt19937& random, int out, int in, QuantShape shape)
+      : packed(static_cast<size_t>(out) * static_cast<size_t>(in * shape.bits / 32)),
+        scale(shape.scale_type, {out, shape.group < 0 ? 1 : in / shape.group}) {
+    for (int32_t& word : packed) word = static_cast<int32_t>(random());
+    const int64_t num_groups = scale.view().shape[1];
+    std::vector<float> scales = test::normal_values(random, out * num_groups, 0.02f);
+    scales[0] = 0;
+    scale = HostTensor(shape.scale_type, {out, num_groups}, scales);
+    const int half = 1 << (shape.bits - 1);
+    std::uniform_int_distribution<int> any(-half, half - 1);
+    if (shape.zero_points)
+      for (int64_t i = 0; i < out * num_groups; ++i)
+        zero_point.push_back(static_cast<int8_t>(i == 0 ? -half : i == 1 ? half - 1 : any(random)));
+    weight.out_features = out;
+    weight.in_features = in;
+    weight.format = {shape.bits, shape.group, !shape.zero_points};
+    weight.packed = {packed.data(), DType::kI32, {out, in * shape.bits / 32}};
+    weight.scale = scale;
+    if (shape.zero_points) weight.zero_point = {zero_point.data(), DType::kI8, {out, num_groups}};
+  }
+};
+
+// A weight prepared on the GPU and the memory it lies in.
+struct Prepared {
+  DeviceMemory memory;
+  LinearWeight weight;
+  explicit Prepared(const LinearWeight& on_disk) {
+    Arena counter;
+    test::gpu()->prepare_linear(on_disk, counter);
+    memory = test::gpu()->allocate(counter.used(), "test weight").value();
+    Arena arena(memory.data(), memory.size());
+    weight = test::gpu()->prepare_linear(on_disk, arena);
+    test::gpu()->synchronize();
+    EXPECT_EQ(arena.used(), counter.used());
+  }
+};
+
+class CudaLinear : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (test::gpu() == nullptr) GTEST_SKIP() << "no GPU";
+    workspace_ = std::make_unique<test::TestWorkspace>();
+  }
+  int pick(int low, int high) { return std::uniform_int_distribution(low, high)(random_); }
+  HostTensor normal(DType dtype, Shape shape, float scale = 1) {
+    return {dtype, shape, test::normal_values(random_, shape.num_elements(), scale)};
+  }
+  static cuda::Scalar scalar(DType dtype) {
+    return dtype == DType::kF32   ? cuda::Scalar::kF32
+           : dtype == DType::kF16 ? cuda::Scalar::kF16
+                                  : cuda::Scalar::kBF16;
+  }
+  std::vector<float> run(const DeviceTensor& x, const Prepared& prepared, DType out_type,
+                         LinearPath path) {
+    const int64_t rows = x.view().shape[0];
+    const DeviceTensor out(out_type, {rows, prepared.weight.out_features});
+    cuda::launch_linear({x.view().data, scalar(x.view().dtype), cuda::weight_of(prepared.weight),
+                         out.view().data, scalar(out_type), rows, path},
+                        *workspace_, nullptr);
+    NB_CUDA(cudaDeviceSynchronize());
+    return out.floats();
+  }
+  void expect_equal(const LinearWeight& weight, DType x_type, int num_tokens, LinearPath path) {
+    SCOPED_TRACE("[" + std::to_string(weight.out_features) + ", " +
+                 std::to_string(weight.in_features) + "] x " + std::to_string(num_tokens) + " " +
+                 std::string(dtype_name(x_type)) + " path " +
+                 std::to_string(static_cast<int>(path)));
+    const HostTensor x = normal(x_type, {num_tokens, weight.in_features});
+    const HostTensor expected(DType::kF32, {num_tokens, weight.out_features});
+    reference_->ops().linear(x, weight, expected);
+    const Prepared prepared(weight);
+    const DeviceTensor device_x(x);
+    EXPECT_LE(relative_error(run(device_x, prepared, DType::kF32, path), expected.floats()), 1e-5);
+    if (x_type == DType::kF32) return;
+    const double bound = x_type == DType::kBF16 ? 3e-3 : 4e-4;
+    const std::vector<float> narrow = run(device_x, prepared, x_type, path);
+    EXPECT_LE(relative_error(narrow, expected.floats()), bound);
+    EXPECT_EQ(narrow, run(device_x, prepared, x_type, path)) << "depends on timing";
+  }
+
+  std::mt19937 random_{test::test_seed()};
+  std::unique_ptr<Device> reference_ = open_device(Backend::kReference).value();
+  std::unique_ptr<test::TestWorkspace> workspace_;
+};
+
+constexpr LinearPath kPaths[] = {LinearPath::kAuto, LinearPath::kSimple, LinearPath::kSkinny,
+                                 LinearPath::kDense};
+
+TEST_F(CudaLinear, PreparedWeightsHoldTheValuesOfTheDiskLayout) {
+  for (const QuantShape shape :
+       {QuantShape{4, 32, true, DType::kBF16}, QuantShape{4, 64, true, DType::kF16},
+        QuantShape{4, 128, true, DType::kBF16}, QuantShape{4, 128, false, DType::kF16},
+        QuantShape{4, -1, false, DType::kBF16}, QuantShape{4, 128, true, DType::kF32},
+        QuantShape{4, 96, true, DType::kBF16}, QuantShape{8, 128, true, DType::kBF16},
+        QuantShape{8, -1, false, DType::kF16}}) {
+    const int out = pick(1, 90);
+    const int in = shape.group == 96 ? 192 : 128 * pick(1, 4);
+    SCOPED_TRACE(std::to_string(shape.bits) + " bits, groups of " + std::to_string(shape.group));
+    const DiskWeight disk(random_, out, in, shape);
+    const Prepared prepared(disk.weight);
+    const DeviceTensor values(shape.scale_type, {out, in});
+    cuda::launch_dequantize(cuda::weight_of(prepared.weight), 0, out, values.view().data,
+                            scalar(shape.scale_type), nullptr);
+    NB_CUDA(cudaDeviceSynchronize());
+    std::vector<float> expected(static_cast<size_t>(out * in));
+    for (int row = 0; row < out; ++row)
+      ref::dequantize_row(disk.weight, row, expected.data() + row * in);
+    EXPECT_EQ(values.floats(), expected);
+  }
+}
+
+TEST_F(CudaLinear, DenseWeights) {
+  for (const LinearPath path : kPaths) {
+    for (int trial = 0; trial < 12; ++trial) {
+      const DType type = trial % 3 == 0 ? DType::kF32 : trial % 3 == 1 ? DType::kBF16 : DType::kF16;
+      const int in = trial % 2 == 0 ? 64 * pick(1, 20) : pick(1, 300);
+      const int out = trial % 4 == 0 ? 8 * pick(1, 60) : pick(1, 400);
+      const HostTensor values = normal(type, {out, in}, 0.1f);
+      LinearWeight weight;
+      weight.out_features = out;
+      weight.in_features = in;
+      weight.dense = values;
+      expect_equal(weight, type, trial < 6 ? pick(1, 9) : pick(10, 150), path);
+      expect_equal(weight, DType::kF32, pick(1, 20), path);
+    }
+  }
+}
+
+TEST_F(CudaLinear, QuantizedWeights) {
+  for (const LinearPath path : kPaths) {
+    for (int trial = 0; trial < 24; ++trial) {
+      const int groups[] = {32, 64, 128, -1};
+      const DType type = trial % 2 == 0 ? DType::kBF16 : DType::kF16;
+      const QuantShape shape{trial % 6 == 5 ? 8 : 4, groups[trial % 4], trial % 3 != 0, type};
+      const int in = 128 * pick(1, 12);
+      const int out = trial % 4 == 0 ? 16 * pick(1, 40) : pick(1, 500);
+      const DiskWeight disk(random_, out, in, shape);
+      const int tokens[] = {1, 8, 9, 16, 17, 33, 64, 65};
+      expect_equal(disk.weight, type, tokens[trial % 8], path);
+    }
+  }
+}
+
+// A prepared weight in one type meets activations of another: the values stay those of the disk.
+TEST_F(CudaLinear, MixedTypes) {
+  for (const DType scale_type : {DType::kF32, DType::kBF16, DType::kF16})
+    for (const DType x_type : {DType::kF32, DType::kBF16, DType::kF16}) {
+      const DiskWeight disk(random_, pick(1, 60), 256, {4, 128, true, scale_type});
+      expect_equal(disk.weight, x_type, pick(1, 20), LinearPath::kAuto);
+    }
+}
+
+// Long rows and many row blocks: thread blocks share rows and hand their sums over.
+TEST_F(CudaLinear, SharedRowsOfLargeWeights) {
+  for (const auto& [out, in] : {std::pair(40, 17408), std::pair(4099, 1024), std::pair(130, 64)}) {
+    for (const int num_tokens : {1, 5, 16, 31, 64}) {
+      const DiskWeight disk(random_, out, in, {4, in == 64 ? 64 : 128, true, DType::kBF16});
+      expect_equal(disk.weight, DType::kBF16, num_tokens, LinearPath::kSkinny);
+    }
+  }
+}
+
+TEST_F(CudaLinear, NoTokensTouchNothing) {
+  const DiskWeight disk(random_, 32, 128, {4, 128, true, DType::kBF16});
+  const Prepared prepared(disk.weight);
+  for (const LinearPath path : kPaths) {
+    const HostTensor none(DType::kBF16, {0, 128});
+    EXPECT_TRUE(run(DeviceTensor(none), prepared, DType::kF32, path).empty());
+  }
+}
+
+}  // namespace
+}  // namespace nibble
