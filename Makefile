@@ -47,7 +47,7 @@ bench:
 	@tools/bench.sh build/release
 
 format:
-	@git ls-files 'src/*.h' 'src/*.cc' 'tests/*.h' 'tests/*.cc' 'fuzz/*.cc' 'benchmarks/*.cc' | xargs clang-format -i
+	@git ls-files 'src/*.h' 'src/*.cc' 'src/*.cu' 'src/*.cuh' 'tests/*.h' 'tests/*.cc' 'fuzz/*.cc' 'benchmarks/*.cc' 'benchmarks/*.h' 'benchmarks/*.cu' | xargs clang-format -i
 
 tidy:
 	@python3 tools/tidy.py

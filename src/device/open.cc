@@ -17,7 +17,7 @@ Result<std::unique_ptr<Device>> open_device(Backend backend, int num_threads) {
 #else
       return Error{ErrorCode::kUnsupported,
                    "cuda: this program was built without CUDA; build it where nvcc is installed "
-                   "(cmake --preset cuda), or run on the CPU with --device cpu"};
+                   "(cmake --preset cuda), or use the CPU backend"};
 #endif
   }
   return Error{ErrorCode::kInvalidArgument, "unknown backend"};

@@ -171,20 +171,20 @@ Result<std::unique_ptr<Device>> open(int ordinal) {
   int driver = 0;
   if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)
     return Error{ErrorCode::kUnsupported,
-                 "cuda: no NVIDIA driver found (libcuda.so.1); install one, or run on the CPU with "
-                 "--device cpu"};
+                 "cuda: no NVIDIA driver found (libcuda.so.1); install one, or use "
+                 "the CPU backend"};
   int count = 0;
   if (const cudaError_t error = cudaGetDeviceCount(&count); error != cudaSuccess)
     return make_error(
         ErrorCode::kUnsupported,
         "cuda: {} (driver for CUDA {}.{}, this program was built with CUDA {}.{}); update the "
-        "driver, or run on the CPU with --device cpu",
+        "driver, or use the CPU backend",
         cudaGetErrorString(error), driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000,
         CUDART_VERSION % 1000 / 10);
   if (ordinal >= count)
     return make_error(ErrorCode::kUnsupported,
-                      "cuda: GPU {} asked for, {} found; check CUDA_VISIBLE_DEVICES, or run on the "
-                      "CPU with --device cpu",
+                      "cuda: GPU {} asked for, {} found; check CUDA_VISIBLE_DEVICES, or use the "
+                      "CPU backend",
                       ordinal, count);
   if (const cudaError_t error = cudaSetDevice(ordinal); error != cudaSuccess)
     return cuda_error(error, "cuda: cannot use the GPU");
