@@ -100,6 +100,20 @@ struct OptionSet::State {
     });
   }
 
+  void add_count(std::string_view name, int* value, bool may_be_auto) {
+    add_converted(name, [value, may_be_auto](const std::string& text) -> Status {
+      if (may_be_auto && text == "auto") {
+        *value = -1;
+        return {};
+      }
+      NB_TRY(const int64_t count, parse_count(text));
+      if (count < std::numeric_limits<int>::min() || count > std::numeric_limits<int>::max())
+        return Error{ErrorCode::kInvalidArgument, "out of range"};
+      *value = static_cast<int>(count);
+      return {};
+    });
+  }
+
   Error unknown(const std::string& argument) const {
     std::vector<std::string> names;
     for (const Declared& option : declared)
@@ -158,13 +172,12 @@ void OptionSet::option(std::string_view name, std::vector<std::string>* values,
 
 void OptionSet::option(std::string_view name, int* value, std::string_view help) {
   state_->declare(name, "N", std::to_string(*value), help);
-  state_->add_converted(name, [value](const std::string& text) -> Status {
-    NB_TRY(const int64_t count, parse_count(text));
-    if (count < std::numeric_limits<int>::min() || count > std::numeric_limits<int>::max())
-      return Error{ErrorCode::kInvalidArgument, "out of range"};
-    *value = static_cast<int>(count);
-    return {};
-  });
+  state_->add_count(name, value, false);
+}
+
+void OptionSet::count_or_auto(std::string_view name, int* value, std::string_view help) {
+  state_->declare(name, "N", *value > 0 ? std::to_string(*value) : "auto", help);
+  state_->add_count(name, value, true);
 }
 
 void OptionSet::option(std::string_view name, size_t* value, std::string_view help) {

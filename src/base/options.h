@@ -38,6 +38,8 @@ class OptionSet {
               std::vector<std::string> choices = {});
   void option(std::string_view name, std::vector<std::string>* values, std::string_view help);
   void option(std::string_view name, int* value, std::string_view help);
+  // A count, or "auto", which is -1.
+  void count_or_auto(std::string_view name, int* value, std::string_view help);
   void option(std::string_view name, size_t* value, std::string_view help);
   void option(std::string_view name, float* value, std::string_view help);
   void option(std::string_view name, bool* value, std::string_view help);

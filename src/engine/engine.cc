@@ -6,10 +6,12 @@
 #include <mutex>
 #include <thread>
 
+#include "base/allocation_counter.h"
 #include "base/format.h"
 #include "base/log.h"
 #include "engine/memory_plan.h"
 #include "engine/model_runner.h"
+#include "engine/rehearsal.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
 
@@ -30,26 +32,43 @@ class Handle final : public RequestHandle {
 
 class EngineImpl final : public Engine {
  public:
-  EngineImpl(std::unique_ptr<Device> device, Model model, const EngineOptions& options)
+  // `before`: the device's memory before the model was loaded.
+  EngineImpl(std::unique_ptr<Device> device, Model model, const EngineOptions& options,
+             const DeviceMemoryInfo& before)
       : options_(options),
+        before_(before),
         device_(std::move(device)),
         model_(std::move(model)),
         sampler_(model_.spec().vocab_size) {}
 
   Status prepare() {
-    NB_TRY(plan_, plan_memory(model_, options_, device_->memory().free / 10 * 8));
-    NB_TRY(ModelRunner runner, ModelRunner::create(model_, *device_, plan_));
-    runner_ = std::make_unique<ModelRunner>(std::move(runner));
+    MemoryTarget target = memory_target(*device_, before_);
+    NB_TRY(plan_, plan_or_explain(target));
+    Result<ModelRunner> runner = ModelRunner::create(model_, *device_, plan_);
+    if (!runner)  // the plan fits, the device refuses: something else came in between
+      return make_error(
+          ErrorCode::kOutOfMemory, "{}; the plan needs {} of {} and {} were free{}",
+          runner.error().message, format_bytes(static_cast<double>(plan_.total_bytes())),
+          format_bytes(static_cast<double>(before_.total)),
+          format_bytes(static_cast<double>(before_.free)), held_by(device_->memory_holders()));
+    runner_ = std::make_unique<ModelRunner>(std::move(*runner));
+    NB_TRY(const Rehearsal rehearsal, rehearse(*runner_, model_, plan_, before_.is_host));
     scheduler_ = std::make_unique<Scheduler>(
         SchedulerOptions{.num_blocks = plan_.caches.num_blocks,
                          .block_size = plan_.caches.block_size,
                          .max_num_seqs = plan_.max_num_seqs,
                          .max_num_batched_tokens = plan_.max_num_batched_tokens});
-    log_info("memory reserved kv={} states={} activations={} max_model_len={} kv_tokens={}",
-             format_bytes(static_cast<double>(plan_.kv_bytes)),
-             format_bytes(static_cast<double>(plan_.state_bytes)),
-             format_bytes(static_cast<double>(plan_.activation_bytes)), plan_.max_model_len,
-             static_cast<int64_t>(plan_.caches.num_blocks) * plan_.caches.block_size);
+    const auto text = [](size_t bytes) { return format_bytes(static_cast<double>(bytes)); };
+    log_info(
+        "memory planned total={} of={} weights={} kv={} states={} snapshots={} activations={} "
+        "max_model_len={} kv_tokens={} concurrency={:.2f}",
+        text(plan_.total_bytes()), text(plan_.budget_bytes), text(plan_.weights.total()),
+        text(plan_.kv_bytes), text(plan_.recurrent_bytes + plan_.conv_bytes),
+        text(plan_.snapshot_bytes), text(plan_.activation_bytes), plan_.max_model_len,
+        plan_.kv_tokens(), plan_.concurrency());
+    log_info("rehearsal passed sequences={} tokens={} context={} whole={}", rehearsal.num_sequences,
+             rehearsal.num_tokens, rehearsal.longest_context, rehearsal.whole);
+    allocations_at_ready_ = num_allocations();
     thread_ = std::jthread([this](std::stop_token stop) { loop(stop); });
     return {};
   }
@@ -84,13 +103,26 @@ class EngineImpl final : public Engine {
   EngineStats stats() const override {
     std::lock_guard lock(mutex_);
     EngineStats stats = stats_;
+    stats.num_allocations_after_ready = num_allocations() - allocations_at_ready_;
     stats.num_waiting += static_cast<int>(inbox_.size());
     return stats;
   }
+  MemoryPlan memory_plan() const override { return plan_; }
   const ModelSpec& spec() const override { return model_.spec(); }
   int max_model_len() const override { return plan_.max_model_len; }
 
  private:
+  static std::string held_by(const std::string& holders) {
+    return holders.empty() ? "" : "; others hold memory: " + holders;
+  }
+  // Who else holds memory is looked up only when it matters.
+  Result<MemoryPlan> plan_or_explain(MemoryTarget& target) const {
+    NB_TRY(MemoryPlan plan, count_memory(model_, options_, target));
+    if (plan.fits()) return plan;
+    if (options_.kv_cache_bytes == 0) target.holders = device_->memory_holders();
+    return plan_memory(model_, options_, target);
+  }
+
   Status check(const Request& request) const {
     const auto num_prompt = static_cast<int64_t>(request.prompt.size());
     if (num_prompt == 0)
@@ -211,6 +243,8 @@ class EngineImpl final : public Engine {
   }
 
   EngineOptions options_;
+  DeviceMemoryInfo before_;
+  int64_t allocations_at_ready_ = 0;
   std::unique_ptr<Device> device_;
   Model model_;
   MemoryPlan plan_;
@@ -235,8 +269,14 @@ class EngineImpl final : public Engine {
 Result<std::unique_ptr<Engine>> Engine::start(const ModelDir& dir, const EngineOptions& options) {
   NB_TRY(const DType dtype, parse_activation_dtype(options.dtype));
   NB_TRY(std::unique_ptr<Device> device, open_device(options.backend, options.num_threads));
+  if (options.tensor_parallel_size != 1)
+    return make_error(ErrorCode::kUnsupported,
+                      "--tensor-parallel-size {}: this build serves on one device; nibble plan "
+                      "counts for several",
+                      options.tensor_parallel_size);
+  const DeviceMemoryInfo before = device->memory();
   NB_TRY(Model model, Model::load(dir, *device, dtype));
-  auto engine = std::make_unique<EngineImpl>(std::move(device), std::move(model), options);
+  auto engine = std::make_unique<EngineImpl>(std::move(device), std::move(model), options, before);
   NB_TRY_STATUS(engine->prepare());
   return std::unique_ptr<Engine>(std::move(engine));
 }

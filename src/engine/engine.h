@@ -6,6 +6,7 @@
 
 #include "checkpoint/model_dir.h"
 #include "device/device.h"
+#include "engine/memory_plan.h"
 #include "engine/options.h"
 #include "engine/request.h"
 #include "model/config.h"
@@ -29,6 +30,7 @@ struct EngineStats {
   int64_t prompt_tokens = 0;  // totals since start
   int64_t generated_tokens = 0;
   int64_t num_preemptions = 0;
+  int64_t num_allocations_after_ready = 0;  // of device memory, in the whole process; must stay 0
 };
 
 class Engine {
@@ -42,6 +44,8 @@ class Engine {
   // is full.
   virtual Result<std::unique_ptr<RequestHandle>> submit(Request request) = 0;
   virtual EngineStats stats() const = 0;
+  // What was planned at the start, and is held. Empty for an engine that plans nothing.
+  virtual MemoryPlan memory_plan() const { return {}; }
   virtual const ModelSpec& spec() const = 0;
   virtual int max_model_len() const = 0;
 };

@@ -2,6 +2,7 @@
 #include "engine/model_runner.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace nibble {
 
@@ -10,20 +11,16 @@ Result<ModelRunner> ModelRunner::create(const Model& model, Device& device,
   ModelRunner runner;
   runner.model_ = &model;
   runner.device_ = &device;
-  const Shape logits_shape{plan.max_num_seqs, model.spec().vocab_size};
-
-  const auto place = [&](Arena& arena) {
-    runner.caches_ = place_caches(model.spec(), plan.caches, plan.activation_dtype, arena);
-    runner.logits_ = arena.tensor(DType::kF32, logits_shape, "logits");
-    void* scratch = arena.allocate(plan.activation_bytes, "activations");
-    if (!arena.counting()) runner.scratch_ = Arena(scratch, plan.activation_bytes);
-  };
   Arena counter;
-  place(counter);
+  place_engine(model.spec(), plan, counter);
   NB_TRY(runner.memory_, device.allocate(counter.used(), "the engine"));
   Arena arena(runner.memory_.data(), runner.memory_.size());
-  place(arena);
+  EngineBuffers buffers = place_engine(model.spec(), plan, arena);
   arena.seal();
+  runner.placed_bytes_ = arena.used();
+  runner.caches_ = std::move(buffers.caches);
+  runner.logits_ = buffers.logits;
+  runner.scratch_ = Arena(buffers.scratch, plan.activation_bytes);
 
   const auto tokens = static_cast<size_t>(plan.max_num_batched_tokens);
   const auto seqs = static_cast<size_t>(plan.max_num_seqs);
@@ -38,6 +35,13 @@ Result<ModelRunner> ModelRunner::create(const Model& model, Device& device,
   runner.logit_rows_.resize(seqs);
   runner.block_table_.resize(seqs * static_cast<size_t>(runner.max_blocks_));
   return runner;
+}
+
+void ModelRunner::touch_buffers() {
+  if (!device_->memory().is_host) return;  // a GPU has no pages to fault in
+  std::memset(logits_.data, 0, logits_.num_bytes());
+  Arena whole = scratch_;  // the same bytes; leaves the peak of scratch_ alone
+  std::memset(whole.allocate(whole.capacity(), "touch"), 0, whole.capacity());
 }
 
 Tensor ModelRunner::run(std::span<const ScheduledSequence> step) {
@@ -83,6 +87,7 @@ Tensor ModelRunner::run(std::span<const ScheduledSequence> step) {
   forward.scratch = &scratch_;
   const Tensor logits = logits_.rows(0, num_logit_rows);
   model_->forward(forward, logits);
+  peak_scratch_bytes_ = scratch_.peak();
   return logits;
 }
 

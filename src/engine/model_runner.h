@@ -20,12 +20,21 @@ class ModelRunner {
   // the next call, and may be overwritten.
   Tensor run(std::span<const ScheduledSequence> step);
 
+  // Writes every page of logits and scratch, so that host memory that is mapped lazily is there.
+  void touch_buffers();
+  // Of the device memory it holds.
+  size_t placed_bytes() const { return placed_bytes_; }
+  // The most scratch that a step has taken.
+  size_t peak_scratch_bytes() const { return peak_scratch_bytes_; }
+
  private:
   ModelRunner() = default;
 
   const Model* model_ = nullptr;
   Device* device_ = nullptr;
   DeviceMemory memory_;
+  size_t placed_bytes_ = 0;
+  size_t peak_scratch_bytes_ = 0;
   ModelCaches caches_;
   Arena scratch_;
   Tensor logits_;

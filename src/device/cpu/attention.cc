@@ -175,6 +175,14 @@ constexpr int32_t kTileTokens = 8;
 constexpr int64_t kMinParallelWork = 1 << 18;  // multiply-adds
 }  // namespace
 
+size_t CpuOps::attention_scratch_bytes(int32_t num_heads_per_kv_head, int32_t head_dim,
+                                       int32_t max_context) const {
+  const auto scores = static_cast<size_t>(kTileTokens) *
+                      static_cast<size_t>(num_heads_per_kv_head) * static_cast<size_t>(max_context);
+  return static_cast<size_t>(pool_.num_threads()) * sizeof(float) *
+         (scores + static_cast<size_t>(head_dim));
+}
+
 void CpuOps::attention(const AttentionArgs& args, const RaggedBatch& batch) {
   if (args.q.dtype != DType::kF32) {
     RefOps::attention(args, batch);
