@@ -34,6 +34,12 @@ Tensor PlanningDevice::prepare_tensor(const Tensor& on_disk, Arena& arena) {
 
 LinearWeight PlanningDevice::prepare_linear(const LinearWeight& on_disk, Arena& arena) {
   LinearWeight weight = on_disk;
+  if (on_disk.quantized() && on_disk.format.num_bits == 4 && on_disk.in_features % 64 == 0) {
+    const int64_t rows = (on_disk.out_features + 15) / 16 * 16;
+    weight.packed.shape = {rows, on_disk.packed.shape[1]};
+    weight.scale.shape = {rows, on_disk.scale.shape[1], 2};
+    weight.zero_point = {};
+  }
   for (Tensor* part : {&weight.dense, &weight.packed, &weight.scale, &weight.zero_point})
     if (part->shape.rank() > 0) *part = prepare_tensor(*part, arena);
   return weight;

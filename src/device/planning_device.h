@@ -7,8 +7,9 @@
 
 namespace nibble {
 
-// The layout it counts: 16-bit weights as they are; 4- and 8-bit codes packed as on disk, with one
-// scale and, when asymmetric, one 8-bit zero point a group. allocate() fails; copies abort.
+// The layout it counts is the CUDA backend's: 16-bit weights as they are; 4-bit codes in tiles of
+// 16 rows, with a 16-bit scale and a 16-bit bias for each row and group; other codes packed as on
+// disk, with one scale and, when asymmetric, one 8-bit zero point. allocate() fails; copies abort.
 class PlanningDevice final : public Device {
  public:
   PlanningDevice(std::string name, DeviceMemoryInfo info) : name_(std::move(name)), info_(info) {}

@@ -202,6 +202,12 @@ size_t MemoryPlan::total_bytes() const {
   return total;
 }
 
+size_t MemoryPlan::single_bytes() const {
+  const auto tokens = static_cast<size_t>(blocks_for(max_model_len, caches.block_size)) *
+                      static_cast<size_t>(caches.block_size);
+  return total_bytes() - kv_bytes - snapshot_bytes + tokens * kv_bytes_per_token;
+}
+
 std::vector<MemoryTerm> MemoryPlan::terms() const {
   return {
       {"weights.quantized", "weights, packed", weights.quantized},
@@ -282,7 +288,10 @@ Result<MemoryPlan> count_memory(const Model& model, const EngineOptions& options
   const int64_t full = blocks_for(wanted, block_size);
   const size_t needed = counter.with_one_sequence(full);
   if (kv_is_given && full > given_blocks) {
-    plan.shortfall_bytes = static_cast<size_t>((full - given_blocks) * per_block);
+    const auto whole = static_cast<size_t>(full * per_block);
+    plan.shortfall_bytes = options.num_gpu_blocks_override > 0
+                               ? static_cast<size_t>((full - given_blocks) * per_block)
+                               : whole - options.kv_cache_bytes;
   } else if (needed > plan.budget_bytes) {
     plan.shortfall_bytes = std::max(plan.shortfall_bytes, needed - plan.budget_bytes);
   } else if (open && wanted < std::min<int64_t>(block_size, spec.max_position_embeddings)) {
@@ -331,13 +340,8 @@ std::vector<PlanChange> cheapest_changes(const Model& model, const EngineOptions
     const Result<MemoryPlan> with = count_memory(model, changed, target);
     if (!with) return;
     // Compared at one full-length sequence: more KV blocks are no loss.
-    const auto need = [](const MemoryPlan& p) {
-      const auto full = static_cast<size_t>(blocks_for(p.max_model_len, p.caches.block_size) *
-                                            p.caches.block_size);
-      return p.total_bytes() - p.kv_bytes - p.snapshot_bytes + full * p.kv_bytes_per_token;
-    };
-    const size_t before = need(plan);
-    const size_t after = need(*with);
+    const size_t before = plan.single_bytes();
+    const size_t after = with->single_bytes();
     const size_t freed = before > after ? before - after : 0;
     size_t gained =
         with->budget_bytes > plan.budget_bytes ? with->budget_bytes - plan.budget_bytes : 0;
@@ -350,7 +354,7 @@ std::vector<PlanChange> cheapest_changes(const Model& model, const EngineOptions
   if (options.gpu_memory_utilization < 0.95f && !plan.busy) {
     EngineOptions changed = options;
     changed.gpu_memory_utilization = 0.95f;
-    consider(changed, "--gpu-memory-utilization 0.95", "less memory for other programs");
+    consider(changed, "--gpu-memory-utilization 0.95", "less for other programs");
   }
   if (options.max_num_batched_tokens > 256) {
     EngineOptions changed = options;
@@ -370,7 +374,9 @@ std::vector<PlanChange> cheapest_changes(const Model& model, const EngineOptions
   }
   if (options.kv_cache_bytes > 0 && !plan.fits()) {
     EngineOptions changed = options;
-    changed.kv_cache_bytes += plan.shortfall_bytes;
+    changed.kv_cache_bytes =
+        static_cast<size_t>(blocks_for(plan.max_model_len, options.block_size)) *
+        cache_bytes(model.spec(), plan.caches, plan.activation_dtype, 1, 0);
     consider(changed, format("--kv-cache-memory-bytes {}", changed.kv_cache_bytes),
              "a larger KV cache");
   }
@@ -379,7 +385,12 @@ std::vector<PlanChange> cheapest_changes(const Model& model, const EngineOptions
     changed.max_model_len = static_cast<int>(plan.fitting_model_len);
     consider(changed, format("--max-model-len {}", plan.fitting_model_len), "shorter context");
   }
-  std::ranges::stable_partition(changes, [](const PlanChange& change) { return change.fits; });
+  // Those that suffice in the order above; of the others, the largest first.
+  const auto others =
+      std::ranges::stable_partition(changes, [](const PlanChange& change) { return change.fits; });
+  std::ranges::stable_sort(others, [](const PlanChange& a, const PlanChange& b) {
+    return a.freed_bytes > b.freed_bytes;
+  });
   return changes;
 }
 

@@ -84,6 +84,12 @@ struct MemoryPlan {
   size_t headroom_bytes() const {  // of the budget
     return budget_bytes > total_bytes() ? budget_bytes - total_bytes() : 0;
   }
+  // What one sequence of max_model_len needs, without snapshots and further KV blocks; and what of
+  // the budget is left beside it.
+  size_t single_bytes() const;
+  size_t spare_bytes() const {
+    return budget_bytes > single_bytes() ? budget_bytes - single_bytes() : 0;
+  }
   // Tokens of KV cache, and how many sequences of max_model_len that is.
   int64_t kv_tokens() const { return int64_t{1} * caches.num_blocks * caches.block_size; }
   double concurrency() const {

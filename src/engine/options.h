@@ -11,7 +11,7 @@ namespace nibble {
 struct EngineOptions {
   Backend backend = Backend::kAuto;
   int num_threads = 0;                  // 0: all
-  std::string dtype = "float32";        // activations: float32, bfloat16, float16
+  std::string dtype = "auto";           // activations: auto, float32, bfloat16, float16
   std::string kv_cache_dtype = "auto";  // auto: the activation dtype; see parse_kv_cache_dtype
   int max_model_len = 0;  // below 1: the largest that fits, up to the model's own limit
   int max_num_seqs = 16;

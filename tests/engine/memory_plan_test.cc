@@ -82,7 +82,8 @@ TEST(MemoryPlan, ShapesFromTheConfigHaveTheBytesOfTheCheckpoint) {
     for (const SafetensorsFile& shard : dir.shards())
       for (const TensorInfo& info : shard.tensors()) on_disk += info.num_bytes;
     const Model shapes = shapes_of(name);
-    // A device with its own memory holds a tied head in the layout of its linears, beside the table.
+    // A device with its own memory holds a tied head in the layout of its linears, beside the
+    // table.
     const WeightBytes planned = shapes.weight_bytes();
     const size_t tied = shapes.spec().tie_word_embeddings ? planned.lm_head : 0;
     EXPECT_EQ(planned.total() - tied, on_disk);
@@ -94,10 +95,9 @@ TEST(MemoryPlan, ShapesFromTheConfigHaveTheBytesOfTheCheckpoint) {
 TEST(MemoryPlan, TheHybrid40BByHand) {
   const Model model = shapes_of("plan/hybrid-40b");
   const WeightBytes weights = model.weight_bytes();
-  // kernels of the shape: MLP 25.67 G and attention 2.52 G parameters in 4 bits, one 16-bit scale
-  // and one 8-bit zero point for 128 of them.
+  // MLP 25.67 G and attention 2.52 G parameters in 4 bits, a 16-bit scale and bias for 128 of them.
   const double packed = 96.0 * 3 * 5120 * 17408 + 24.0 * 5120 * 256 * (48 + 4 + 4 + 24);
-  EXPECT_EQ(static_cast<double>(weights.quantized), packed / 2 + packed / 128 * 3);
+  EXPECT_EQ(static_cast<double>(weights.quantized), packed / 2 + packed / 128 * 4);
   // Linear attention in 16 bits: qkv 10240, z 6144, a and b 48 each, out 6144.
   const double dense = 72.0 * 5120 * (10240 + 6144 + 48 + 48 + 6144);
   EXPECT_EQ(static_cast<double>(weights.dense), dense * 2);
