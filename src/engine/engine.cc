@@ -45,12 +45,7 @@ class EngineImpl final : public Engine {
     MemoryTarget target = memory_target(*device_, before_);
     NB_TRY(plan_, plan_or_explain(target));
     Result<ModelRunner> runner = ModelRunner::create(model_, *device_, plan_);
-    if (!runner)  // the plan fits, the device refuses: something else came in between
-      return make_error(
-          ErrorCode::kOutOfMemory, "{}; the plan needs {} of {} and {} were free{}",
-          runner.error().message, format_bytes(static_cast<double>(plan_.total_bytes())),
-          format_bytes(static_cast<double>(before_.total)),
-          format_bytes(static_cast<double>(before_.free)), held_by(device_->memory_holders()));
+    if (!runner) return refused(runner.error());
     runner_ = std::make_unique<ModelRunner>(std::move(*runner));
     NB_TRY(const Rehearsal rehearsal, rehearse(*runner_, model_, plan_, before_.is_host));
     scheduler_ = std::make_unique<Scheduler>(
@@ -114,6 +109,20 @@ class EngineImpl final : public Engine {
  private:
   static std::string held_by(const std::string& holders) {
     return holders.empty() ? "" : "; others hold memory: " + holders;
+  }
+  // The plan fits and the device refuses: something else came in between. The numbers of now.
+  Error refused(const Error& error) const {
+    MemoryTarget now = memory_target(*device_, device_->memory());
+    now.free_bytes = std::min(now.total_bytes, now.free_bytes + model_.arena_bytes());
+    now.holders = device_->memory_holders();
+    if (const Result<MemoryPlan> again = plan_memory(model_, options_, now); !again)
+      return again.error();
+    return make_error(ErrorCode::kOutOfMemory,
+                      "{}: the plan of {} fits the {} that are free, but the device refuses; a "
+                      "limit of this process may be lower (ulimit -v){}; use a smaller "
+                      "--max-model-len or --max-num-seqs",
+                      error.message, format_bytes(static_cast<double>(plan_.total_bytes())),
+                      format_bytes(static_cast<double>(now.free_bytes)), held_by(now.holders));
   }
   // Who else holds memory is looked up only when it matters.
   Result<MemoryPlan> plan_or_explain(MemoryTarget& target) const {

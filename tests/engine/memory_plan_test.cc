@@ -2,6 +2,11 @@
 #include "engine/memory_plan.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+
+#include <cstdio>
+#include <fstream>
+#include <random>
 
 #include "device/planning_device.h"
 #include "engine/engine.h"
@@ -10,6 +15,7 @@
 #include "model/architectures.h"
 #include "model/sharding.h"
 #include "support/golden_file.h"
+#include "support/random.h"
 
 namespace nibble {
 namespace {
@@ -251,6 +257,77 @@ TEST(Sharding, RefusesWhatDoesNotDivide) {
   ASSERT_FALSE(refused.has_value());
   EXPECT_EQ(refused.error().message,
             "Total number of attention heads (24) must be divisible by tensor parallel size (5).");
+}
+
+TEST(MemoryPlan, HoldsItsLawsForAnyFlags) {
+  std::mt19937 random(test::test_seed());
+  const auto pick = [&](int low, int high) {
+    return std::uniform_int_distribution(low, high)(random);
+  };
+  const Model models[] = {shapes_of("plan/hybrid-40b", 2), shapes_of("fixtures/qwen3-dense")};
+  int num_fitting = 0;
+  for (int trial = 0; trial < 150; ++trial) {
+    SCOPED_TRACE(trial);
+    const Model& model = models[pick(0, 1)];
+    const auto most = static_cast<int>(model.spec().max_position_embeddings);
+    MemoryTarget target = memory_target(parse_cards("2xV100-32GB").value(), model);
+    target.free_bytes -= static_cast<size_t>(pick(0, 8)) << 30;
+    EngineOptions options;
+    options.max_model_len = pick(0, 3) == 0 ? -1 : pick(1, most);
+    options.max_num_seqs = pick(1, 40);
+    options.max_num_batched_tokens = pick(1, 8192);
+    options.block_size = 1 << pick(3, 7);
+    options.gpu_memory_utilization = static_cast<float>(pick(60, 100)) / 100;
+    options.kv_cache_dtype = pick(0, 1) == 0 ? "fp8" : "auto";
+    options.kv_cache_auto_trim_ratio = static_cast<float>(pick(0, 3));
+    options.num_state_snapshots = pick(-1, 4);
+    const MemoryPlan plan = count_memory(model, options, target).value();
+    if (plan.fits()) {
+      ++num_fitting;
+      EXPECT_LE(plan.total_bytes(), plan.budget_bytes);
+      EXPECT_GE(plan.fitting_model_len, plan.max_model_len);
+      EXPECT_GE(plan.kv_tokens(), plan.max_model_len);
+      EXPECT_TRUE(plan_memory(model, options, target).has_value());
+    } else {
+      const Result<MemoryPlan> refused = plan_memory(model, options, target);
+      ASSERT_FALSE(refused.has_value());
+      EXPECT_EQ(refused.error().code, ErrorCode::kOutOfMemory);
+      EXPECT_EQ(refused.error().message.find('\n'), std::string::npos);
+    }
+    // What is promised to fit does: the longest context, and each change that is said to suffice.
+    if (plan.fitting_model_len >= options.block_size && !(plan.busy && !plan.fits())) {
+      EngineOptions longest = options;
+      longest.max_model_len = static_cast<int>(plan.fitting_model_len);
+      EXPECT_TRUE(count_memory(model, longest, target).value().fits());
+      longest.max_model_len += options.block_size;
+      if (longest.max_model_len <= most) {
+        EXPECT_FALSE(count_memory(model, longest, target).value().fits());
+      }
+    }
+  }
+  EXPECT_GT(num_fitting, 20);
+  EXPECT_LT(num_fitting, 150);
+}
+
+// A little more address space than is in use already.
+[[noreturn]] void start_in_a_narrow_space() {
+  const ModelDir dir = ModelDir::open(test::golden("fixtures/qwen3_5-dense")).value();
+  size_t pages = 0;
+  std::ifstream("/proc/self/statm") >> pages;
+  const rlimit limit = {pages * 4096 + (size_t{64} << 20), RLIM_INFINITY};
+  setrlimit(RLIMIT_AS, &limit);
+  EngineOptions options;
+  options.num_threads = 1;
+  options.max_model_len = 4096;
+  options.kv_cache_bytes = size_t{256} << 20;
+  const auto engine = Engine::start(dir, options);
+  if (!engine) std::fprintf(stderr, "%s\n", engine.error().message.c_str());
+  std::_Exit(engine ? 0 : exit_code(engine.error().code));
+}
+
+TEST(Start, ADeviceThatRefusesEndsTheStartWithTheNumbers) {
+  EXPECT_EXIT(start_in_a_narrow_space(), testing::ExitedWithCode(3),
+              "the engine: cannot reserve .* of host memory: the plan of .*");
 }
 
 TEST(AllocationsAfterReady, AreNoneWhileServing) {
