@@ -21,6 +21,6 @@ struct Rehearsal {
 // what remains untried is arithmetic that needs no further memory.
 // kCorrupt when the logits are not finite.
 Result<Rehearsal> rehearse(ModelRunner& runner, const Model& model, const MemoryPlan& plan,
-                           bool is_host, double max_flops = 2e9);
+                           bool is_host, double max_flops = 2e10);
 
 }  // namespace nibble
