@@ -82,7 +82,7 @@ Result<Rehearsal> rehearse(ModelRunner& runner, const Model& model, const Memory
   std::vector<int32_t> counts;
   for (int32_t s = 0; s < num_seqs; ++s) {
     counts.push_back(s == 0 ? chunk : 1);
-      // Slots from the last one down.
+    // Slots from the last one down.
     sequences.push_back(make_sequence(plan, 0, counts.back(), plan.max_num_seqs - 1 - s));
   }
   NB_TRY_STATUS(run(runner, sequences, counts, is_host));
