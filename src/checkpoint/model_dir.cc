@@ -68,6 +68,18 @@ struct ModelDir::ZeroPoints {
   std::map<std::string, std::vector<int8_t>, std::less<>> unpacked;
 };
 
+Result<Json> read_model_config(const fs::path& given) {
+  std::error_code error;
+  if (!fs::exists(given, error))
+    return make_error(ErrorCode::kNotFound, "{}: no such file or directory", given.string());
+  if (!fs::is_directory(given, error)) return read_json(given, kMaxConfigBytes);
+  const fs::path path = resolve_snapshot(given);
+  if (!fs::exists(path / "config.json", error))
+    return make_error(ErrorCode::kNotFound, "{}: no config.json in this directory: {}",
+                      path.string(), describe(path));
+  return read_json(path / "config.json", kMaxConfigBytes);
+}
+
 Result<ModelDir> ModelDir::open(const fs::path& given) {
   std::error_code error;
   if (!fs::exists(given, error))

@@ -16,6 +16,10 @@
 
 namespace nibble {
 
+// config.json alone, of a model directory, a Hugging Face cache entry or the file itself: what can
+// be known without weights.
+Result<Json> read_model_config(const fs::path& path);
+
 class ModelDir {
  public:
   // Accepts a model directory, or a Hugging Face cache entry with `snapshots/`. A wrong directory

@@ -8,6 +8,7 @@ namespace {
 
 constexpr Command kCommands[] = {
     {"quantize", "write a 4-bit checkpoint", quantize},
+    {"plan", "what fits on which GPUs, before anything is downloaded", plan},
     {"serve", "serve a model over an OpenAI-compatible API", serve},
     {"chat", "talk to a model in the terminal", chat},
     {"run", "answer one prompt", run},

@@ -18,6 +18,7 @@ int inspect(Arguments arguments);
 int run(Arguments arguments);
 int chat(Arguments arguments);
 int serve(Arguments arguments);
+int plan(Arguments arguments);
 int fidelity(Arguments arguments);
 int recipe(Arguments arguments);
 int verify(Arguments arguments);

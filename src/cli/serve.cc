@@ -92,15 +92,9 @@ Status check(const ServeOptions& options) {
         format("--host {} is reachable from other machines and no key is set; give "
                "--api-key KEY, or --insecure to serve everyone",
                options.host));
-  if (!(options.gpu_memory_utilization > 0 && options.gpu_memory_utilization <= 1))
-    return wrong(format("--gpu-memory-utilization {:g}: must be above 0 and at most 1",
-                        options.gpu_memory_utilization));
   if (options.engine.max_num_seqs > options.engine.max_num_batched_tokens)
     return wrong(format("--max-num-batched-tokens {}: must be at least --max-num-seqs {}",
                         options.engine.max_num_batched_tokens, options.engine.max_num_seqs));
-  if (options.tensor_parallel_size > 1)
-    return wrong(format("--tensor-parallel-size {}: this build runs on one device",
-                        options.tensor_parallel_size));
   return check_compilation(options.compilation_config);
 }
 
@@ -152,7 +146,8 @@ Result<ApiOptions> api_options(const ServeOptions& options, const ServedModel& m
     api.fingerprint =
         options.fingerprint_mode == "hash" ? digest : format("nibble-{}-{}", kVersion, digest);
   }
-  api.cache_config = {{"gpu_memory_utilization", format("{:g}", options.gpu_memory_utilization)}};
+  api.cache_config = {
+      {"gpu_memory_utilization", format("{:g}", options.engine.gpu_memory_utilization)}};
   return api;
 }
 

@@ -14,8 +14,6 @@ struct ServeOptions {
   std::string model;
   std::vector<std::string> served_model_name;
   std::string quantization;
-  int tensor_parallel_size = 1;
-  float gpu_memory_utilization = 0.92f;
   Json compilation_config = Json::object();
 
   std::string host = "127.0.0.1";
@@ -60,11 +58,6 @@ struct ServeOptions {
     v.option("quantization", &quantization, "checked against the checkpoint's own",
              {"", "compressed-tensors"});
     v.alias("q", "quantization");
-    v.option("tensor-parallel-size", &tensor_parallel_size, "devices a layer is split over",
-             {.low = 1});
-    v.alias("tp", "tensor-parallel-size");
-    v.option("gpu-memory-utilization", &gpu_memory_utilization,
-             "share of a GPU's memory to use, above 0 and at most 1");
     v.option("compilation-config", &compilation_config,
              "CUDA graphs: cudagraph_mode, cudagraph_capture_sizes, max_cudagraph_capture_size");
     v.alias("cc", "compilation-config");
@@ -116,6 +109,7 @@ struct ServeOptions {
 
     v.group("Engine");
     engine.visit(v);
+    v.alias("tp", "tensor-parallel-size");
 
     v.group("Debugging");
     v.option("scripted", &scripted, "replay this file instead of a model (docs/guide/scripted.md)");
@@ -124,10 +118,10 @@ struct ServeOptions {
     v.no_effect(
         "attention-backend optimization-level cudagraph-capture-sizes swap-space cpu-offload-gb "
         "prefix-caching-hash-algo mamba-cache-mode mamba-cache-dtype mamba-ssm-cache-dtype "
-        "mamba-block-size long-prefill-token-threshold scheduling-policy num-gpu-blocks-override "
-        "kv-cache-auto-trim-ratio limit-mm-per-prompt mm-processor-cache-gb mm-processor-kwargs "
+        "mamba-block-size "
+        "limit-mm-per-prompt mm-processor-cache-gb mm-processor-kwargs "
         "mm-encoder-tp-mode speculative-config spec-method spec-model spec-tokens seed "
-        "logprobs-mode revision tokenizer tokenizer-mode tokenizer-revision download-dir "
+        "revision tokenizer tokenizer-mode tokenizer-revision download-dir "
         "load-format config-format hf-overrides distributed-executor-backend "
         "pipeline-parallel-size data-parallel-size max-parallel-loading-workers "
         "guided-decoding-backend structured-outputs-config root-path runner convert task",
@@ -136,7 +130,7 @@ struct ServeOptions {
     v.alias("pp", "pipeline-parallel-size");
     v.alias("dp", "data-parallel-size");
     v.no_effect(
-        "enforce-eager enable-prefix-caching enable-chunked-prefill language-model-only "
+        "enforce-eager enable-chunked-prefill language-model-only "
         "skip-mm-profiling trust-remote-code disable-custom-all-reduce disable-log-stats "
         "enable-log-requests disable-log-requests disable-uvicorn-access-log enable-log-outputs "
         "enable-expert-parallel async-scheduling disable-hybrid-kv-cache-manager "

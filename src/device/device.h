@@ -6,6 +6,7 @@
 #include <string>
 #include <utility>
 
+#include "base/allocation_counter.h"
 #include "base/result.h"
 #include "device/ops.h"
 #include "tensor/arena.h"
@@ -18,7 +19,9 @@ class DeviceMemory {
   using Deleter = void (*)(void*, size_t);
   DeviceMemory() = default;
   DeviceMemory(void* data, size_t size, Deleter deleter)
-      : data_(data), size_(size), deleter_(deleter) {}
+      : data_(data), size_(size), deleter_(deleter) {
+    if (data != nullptr) count_allocation();
+  }
   DeviceMemory(DeviceMemory&& other) noexcept { *this = std::move(other); }
   DeviceMemory& operator=(DeviceMemory&& other) noexcept {
     std::swap(data_, other.data_);
@@ -42,6 +45,8 @@ class DeviceMemory {
 struct DeviceMemoryInfo {
   size_t total = 0;
   size_t free = 0;  // may be taken now; other processes' memory is not in it
+  // The host's own memory: weights stay in mapped files, and other programs come and go.
+  bool is_host = false;
 };
 
 // One engine thread uses a device; only memory() may be called from others.
@@ -51,6 +56,15 @@ class Device {
   virtual std::string name() const = 0;  // "cpu"
   virtual Ops& ops() = 0;
   virtual DeviceMemoryInfo memory() const = 0;
+  // Who else holds this memory, for the message when something does not fit: "python3 (pid 4711)
+  // 12.0 GiB, ..."; "" when nobody does or it cannot be known.
+  virtual std::string memory_holders() const { return ""; }
+  // Memory that the operations themselves need at a context of `max_context` tokens, beyond what
+  // the model takes from its arenas; 0 where they need none or hold it already.
+  virtual size_t operation_scratch_bytes(int32_t /*num_heads_per_kv_head*/, int32_t /*head_dim*/,
+                                         int32_t /*max_context*/) const {
+    return 0;
+  }
   // Zeroed memory, or kOutOfMemory naming `who` and the size.
   virtual Result<DeviceMemory> allocate(size_t bytes, const char* who) = 0;
   // Zeroed host memory that upload() and download() reach at full speed (pinned on CUDA).

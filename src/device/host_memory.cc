@@ -2,10 +2,14 @@
 #include "device/host_memory.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <string>
+#include <vector>
 
 #include "base/format.h"
 
@@ -13,6 +17,7 @@ namespace nibble {
 
 DeviceMemoryInfo HostDevice::memory() const {
   DeviceMemoryInfo info;
+  info.is_host = true;
   std::ifstream meminfo("/proc/meminfo");
   std::string key;
   std::string unit;
@@ -22,6 +27,35 @@ DeviceMemoryInfo HostDevice::memory() const {
     if (key == "MemAvailable:") info.free = kib * 1024;
   }
   return info;
+}
+
+std::string HostDevice::memory_holders() const {
+  struct Holder {
+    size_t bytes;
+    std::string text;
+  };
+  std::vector<Holder> holders;
+  const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc", error)) {
+    const std::string pid = entry.path().filename().string();
+    if (pid.find_first_not_of("0123456789") != std::string::npos) continue;
+    if (pid == std::to_string(::getpid())) continue;
+    size_t total = 0;
+    size_t resident = 0;
+    std::ifstream(entry.path() / "statm") >> total >> resident;
+    std::string name;
+    std::getline(std::ifstream(entry.path() / "comm"), name);
+    const size_t bytes = resident * page;
+    if (bytes < (size_t{64} << 20)) continue;  // not worth a word
+    holders.push_back(
+        {bytes, format("{} (pid {}) {}", name, pid, format_bytes(static_cast<double>(bytes)))});
+  }
+  std::ranges::sort(holders, [](const Holder& a, const Holder& b) { return a.bytes > b.bytes; });
+  std::string text;
+  for (size_t i = 0; i < std::min<size_t>(holders.size(), 3); ++i)
+    text += (i > 0 ? ", " : "") + holders[i].text;
+  return text;
 }
 
 Result<DeviceMemory> HostDevice::allocate(size_t bytes, const char* who) {

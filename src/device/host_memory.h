@@ -9,6 +9,7 @@ namespace nibble {
 class HostDevice : public Device {
  public:
   DeviceMemoryInfo memory() const override;
+  std::string memory_holders() const override;  // the three largest other processes
   Result<DeviceMemory> allocate(size_t bytes, const char* who) override;  // mapped lazily
   Result<DeviceMemory> allocate_host(size_t bytes, const char* who) override;
   void upload(void* to_device, const void* from_host, size_t bytes) override;

@@ -1,7 +1,7 @@
 // The name of a full KV block: SHA-256 over the name of the block before it and its own token ids.
 // Equal names mean equal prefixes, so a block, and the recurrent state at its end, may be shared.
 // A cryptographic hash because tenants share one cache: whoever finds a collision would read
-// another's answer (docs/decisions/0012-prefix-cache.md).
+// another's answer (docs/decisions/0007-prefix-cache.md).
 #pragma once
 
 #include <array>

@@ -8,14 +8,17 @@
 #include <thread>
 #include <utility>
 
+#include "base/allocation_counter.h"
 #include "base/format.h"
 #include "base/json.h"
 #include "base/log.h"
 #include "base/version.h"
 #include "engine/disk_tier.h"
+#include "engine/loop_guard.h"
 #include "engine/memory_plan.h"
 #include "engine/model_runner.h"
 #include "engine/prompt_logprobs.h"
+#include "engine/rehearsal.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
 
@@ -36,17 +39,24 @@ class Handle final : public RequestHandle {
 
 class EngineImpl final : public Engine {
  public:
-  EngineImpl(std::unique_ptr<Device> device, Model model, const EngineOptions& options)
+  // `before`: the device's memory before the model was loaded.
+  EngineImpl(std::unique_ptr<Device> device, Model model, const EngineOptions& options,
+             const DeviceMemoryInfo& before)
       : options_(options),
+        before_(before),
         device_(std::move(device)),
         model_(std::move(model)),
-        sampler_(model_.spec().vocab_size) {}
+        sampler_(model_.spec().vocab_size, parse_logprobs_mode(options.logprobs_mode).value()),
+        loop_guard_(parse_loop_guard_mode(options.loop_guard).value()) {}
 
   Status prepare(const ModelDir& dir) {
-    NB_TRY(plan_, plan_memory(model_, options_, device_->memory().free / 10 * 8));
+    MemoryTarget target = memory_target(*device_, before_);
+    NB_TRY(plan_, plan_or_explain(target));
     const HostTierShape host = host_tier_shape();
-    NB_TRY(ModelRunner runner, ModelRunner::create(model_, *device_, plan_, host));
-    runner_ = std::make_unique<ModelRunner>(std::move(runner));
+    Result<ModelRunner> runner = ModelRunner::create(model_, *device_, plan_, host);
+    if (!runner) return refused(runner.error());
+    runner_ = std::make_unique<ModelRunner>(std::move(*runner));
+    NB_TRY(const Rehearsal rehearsal, rehearse(*runner_, model_, plan_, before_.is_host));
     scheduler_ = std::make_unique<Scheduler>(SchedulerOptions{
         .num_blocks = plan_.caches.num_blocks,
         .block_size = plan_.caches.block_size,
@@ -73,11 +83,17 @@ class EngineImpl final : public Engine {
     sampling_.reserve(seqs);
     inbox_.reserve(static_cast<size_t>(options_.max_queue) + 1);
     incoming_.reserve(static_cast<size_t>(options_.max_queue) + 1);
-    log_info("memory reserved kv={} states={} activations={} max_model_len={} kv_tokens={}",
-             format_bytes(static_cast<double>(plan_.kv_bytes)),
-             format_bytes(static_cast<double>(plan_.state_bytes)),
-             format_bytes(static_cast<double>(plan_.activation_bytes)), plan_.max_model_len,
-             static_cast<int64_t>(plan_.caches.num_blocks) * plan_.caches.block_size);
+    const auto text = [](size_t bytes) { return format_bytes(static_cast<double>(bytes)); };
+    log_info(
+        "memory planned total={} of={} weights={} kv={} states={} snapshots={} activations={} "
+        "max_model_len={} kv_tokens={} concurrency={:.2f}",
+        text(plan_.total_bytes()), text(plan_.budget_bytes), text(plan_.weights.total()),
+        text(plan_.kv_bytes), text(plan_.recurrent_bytes + plan_.conv_bytes),
+        text(plan_.snapshot_bytes), text(plan_.activation_bytes), plan_.max_model_len,
+        plan_.kv_tokens(), plan_.concurrency());
+    log_info("rehearsal passed sequences={} tokens={} context={} whole={}", rehearsal.num_sequences,
+             rehearsal.num_tokens, rehearsal.longest_context, rehearsal.whole);
+    allocations_at_ready_ = num_allocations();
     thread_ = std::jthread([this](std::stop_token stop) { loop(stop); });
     return {};
   }
@@ -105,6 +121,10 @@ class EngineImpl final : public Engine {
     sequence->hashes.reserve(most / block + 1);
     sequence->request = std::move(request);
     if (options_.enable_prefix_caching) hash_prompt(*sequence);
+    const Request& asked = sequence->request;
+    if (!LoopGuard::idle(loop_guard_, asked.repetition))
+      sequence->loop_guard = std::make_unique<LoopGuard>(loop_guard_, asked.repetition,
+                                                         asked.sampling.repetition_penalty);
     auto handle = std::make_unique<Handle>(sequence->channel);
     {
       std::lock_guard lock(mutex_);
@@ -123,6 +143,7 @@ class EngineImpl final : public Engine {
   EngineStats stats() const override {
     std::lock_guard lock(mutex_);
     EngineStats stats = stats_;
+    stats.num_allocations_after_ready = num_allocations() - allocations_at_ready_;
     stats.num_waiting += static_cast<int>(inbox_.size());
     stats.num_waiting_capacity += static_cast<int>(inbox_.size());
     if (disk_ != nullptr) {
@@ -142,10 +163,36 @@ class EngineImpl final : public Engine {
     reset_done_.wait(lock, [&] { return num_resets_done_ >= mine; });
     return reset_succeeded_;
   }
+  MemoryPlan memory_plan() const override { return plan_; }
   const ModelSpec& spec() const override { return model_.spec(); }
   int max_model_len() const override { return plan_.max_model_len; }
 
  private:
+  static std::string held_by(const std::string& holders) {
+    return holders.empty() ? "" : "; others hold memory: " + holders;
+  }
+  // The plan fits and the device refuses: something else came in between. The numbers of now.
+  Error refused(const Error& error) const {
+    MemoryTarget now = memory_target(*device_, device_->memory());
+    now.free_bytes = std::min(now.total_bytes, now.free_bytes + model_.arena_bytes());
+    now.holders = device_->memory_holders();
+    if (const Result<MemoryPlan> again = plan_memory(model_, options_, now); !again)
+      return again.error();
+    return make_error(ErrorCode::kOutOfMemory,
+                      "{}: the plan of {} fits the {} that are free, but the device refuses; a "
+                      "limit of this process may be lower (ulimit -v){}; use a smaller "
+                      "--max-model-len or --max-num-seqs",
+                      error.message, format_bytes(static_cast<double>(plan_.total_bytes())),
+                      format_bytes(static_cast<double>(now.free_bytes)), held_by(now.holders));
+  }
+  // Who else holds memory is looked up only when it matters.
+  Result<MemoryPlan> plan_or_explain(MemoryTarget& target) const {
+    NB_TRY(MemoryPlan plan, count_memory(model_, options_, target));
+    if (plan.fits()) return plan;
+    if (options_.kv_cache_bytes == 0) target.holders = device_->memory_holders();
+    return plan_memory(model_, options_, target);
+  }
+
   Status check(const Request& request) const {
     const auto num_prompt = static_cast<int64_t>(request.prompt.size());
     if (num_prompt == 0)
@@ -398,12 +445,16 @@ class EngineImpl final : public Engine {
     const std::span<const int32_t> tokens = sequence.tokens;
     const std::span<const int32_t> stop_ids =
         request.ignore_eos ? std::span<const int32_t>() : request.stop_token_ids;
-    TokenEvent event = sampler_.sample({.logits = logits,
-                                        .params = &request.sampling,
-                                        .prompt = tokens.first(request.prompt.size()),
-                                        .generated = tokens.subspan(request.prompt.size()),
-                                        .stop_token_ids = stop_ids,
-                                        .seed = sequence.seed});
+    TokenEvent event = sampler_.sample(
+        {.logits = logits,
+         .params = &request.sampling,
+         .prompt = tokens.first(request.prompt.size()),
+         .generated = tokens.subspan(request.prompt.size()),
+         .stop_token_ids = stop_ids,
+         .seed = sequence.seed,
+         .constraint = request.constraint.get(),
+         .repetition_penalty =
+             sequence.loop_guard != nullptr ? sequence.loop_guard->repetition_penalty() : 0.0f});
     // One request's broken numbers are that request's error.
     if (std::isnan(logits[static_cast<size_t>(event.token)])) {
       TokenEvent error;
@@ -417,7 +468,11 @@ class EngineImpl final : public Engine {
     if (request.constraint != nullptr) request.constraint->accept(event.token);
     ++stats_now_.generated_tokens;
     if (sequence.num_generated() == 1) first_token(sequence, &event);
-    const FinishReason reason = stop_reason(sequence, stop_ids);
+    FinishReason reason = stop_reason(sequence, stop_ids);
+    if (sequence.loop_guard != nullptr &&
+        sequence.loop_guard->push(event.token) == LoopVerdict::kStop &&
+        reason == FinishReason::kNone)
+      reason = FinishReason::kRepetition;
     if (reason == FinishReason::kNone) {
       sequence.channel->events.push(std::move(event));
       return;
@@ -528,12 +583,15 @@ class EngineImpl final : public Engine {
   };
 
   EngineOptions options_;
+  DeviceMemoryInfo before_;
+  int64_t allocations_at_ready_ = 0;
   std::unique_ptr<Device> device_;
   Model model_;
   MemoryPlan plan_;
   std::unique_ptr<ModelRunner> runner_;  // engine thread only, like what follows
   std::unique_ptr<Scheduler> scheduler_;
   Sampler sampler_;
+  const LoopGuardMode loop_guard_;
   std::vector<Sampling> sampling_;
   std::vector<std::unique_ptr<Sequence>> incoming_;
   std::vector<Loading> loading_;
@@ -561,9 +619,17 @@ class EngineImpl final : public Engine {
 
 Result<std::unique_ptr<Engine>> Engine::start(const ModelDir& dir, const EngineOptions& options) {
   NB_TRY(const DType dtype, parse_activation_dtype(options.dtype));
+  NB_TRY_STATUS(parse_logprobs_mode(options.logprobs_mode));
+  NB_TRY_STATUS(parse_loop_guard_mode(options.loop_guard));
   NB_TRY(std::unique_ptr<Device> device, open_device(options.backend, options.num_threads));
+  if (options.tensor_parallel_size != 1)
+    return make_error(ErrorCode::kUnsupported,
+                      "--tensor-parallel-size {}: this build serves on one device; nibble plan "
+                      "counts for several",
+                      options.tensor_parallel_size);
+  const DeviceMemoryInfo before = device->memory();
   NB_TRY(Model model, Model::load(dir, *device, dtype));
-  auto engine = std::make_unique<EngineImpl>(std::move(device), std::move(model), options);
+  auto engine = std::make_unique<EngineImpl>(std::move(device), std::move(model), options, before);
   NB_TRY_STATUS(engine->prepare(dir));
   return std::unique_ptr<Engine>(std::move(engine));
 }

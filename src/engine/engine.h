@@ -9,6 +9,7 @@
 
 #include "checkpoint/model_dir.h"
 #include "device/device.h"
+#include "engine/memory_plan.h"
 #include "engine/options.h"
 #include "engine/request.h"
 #include "model/config.h"
@@ -75,6 +76,7 @@ struct EngineStats {
   int64_t num_disk_rejects = 0;  // files that were corrupt or of another model
   int64_t disk_bytes = 0;        // held now
   CacheConfig cache;
+  int64_t num_allocations_after_ready = 0;  // of device memory, in the whole process; must stay 0
 };
 
 class Engine {
@@ -90,6 +92,8 @@ class Engine {
   virtual EngineStats stats() const = 0;
   // Forgets cached prefixes on the device and in host memory. False when requests are running.
   virtual bool reset_prefix_cache() { return false; }
+  // What was planned at the start, and is held. Empty for an engine that plans nothing.
+  virtual MemoryPlan memory_plan() const { return {}; }
   virtual const ModelSpec& spec() const = 0;
   virtual int max_model_len() const = 0;
 };

@@ -2,6 +2,7 @@
 #include "engine/model_runner.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace nibble {
 namespace {
@@ -18,11 +19,6 @@ Status reserve(const Place& place, const Allocate& allocate, DeviceMemory* memor
   return {};
 }
 
-template <class T>
-T* array(Arena& arena, size_t count) {
-  return static_cast<T*>(arena.allocate(count * sizeof(T), "batch"));
-}
-
 CacheShape one_slot_each(const MemoryPlan& plan) {
   CacheShape shape = plan.caches;
   shape.num_blocks = 1;
@@ -32,23 +28,6 @@ CacheShape one_slot_each(const MemoryPlan& plan) {
 }
 
 }  // namespace
-
-ModelRunner::Batch ModelRunner::place_batch(Arena& arena, const MemoryPlan& plan,
-                                            int32_t max_blocks) {
-  const auto tokens = static_cast<size_t>(plan.max_num_batched_tokens);
-  const auto seqs = static_cast<size_t>(plan.max_num_seqs);
-  Batch batch;
-  batch.token_ids = array<int32_t>(arena, tokens);
-  batch.positions = array<int32_t>(arena, 3 * tokens);
-  batch.query_start = array<int32_t>(arena, seqs + 1);
-  batch.context_len = array<int32_t>(arena, seqs);
-  batch.state_slot = array<int32_t>(arena, seqs);
-  batch.state_is_fresh = array<uint8_t>(arena, seqs);
-  batch.logit_rows = array<int32_t>(arena, seqs);
-  // Last, and only as wide as a step needs: the copy ends where the table does.
-  batch.block_table = array<int32_t>(arena, seqs * static_cast<size_t>(max_blocks));
-  return batch;
-}
 
 size_t ModelRunner::block_bytes(const Model& model, const MemoryPlan& plan) {
   Arena counter;
@@ -72,23 +51,24 @@ Result<ModelRunner> ModelRunner::create(const Model& model, Device& device, cons
   runner.block_size_ = plan.caches.block_size;
   runner.num_state_slots_ = plan.caches.num_state_slots;
   runner.host_tier_ = host;
-  const int32_t max_blocks = (plan.max_model_len + runner.block_size_ - 1) / runner.block_size_;
-  const Shape logits_shape{plan.max_num_seqs, model.spec().vocab_size};
 
-  const auto place = [&](Arena& arena) {
-    runner.caches_ = place_caches(model.spec(), plan.caches, plan.activation_dtype, arena);
-    runner.logits_ = arena.tensor(DType::kF32, logits_shape, "logits");
-    void* scratch = arena.allocate(plan.activation_bytes, "activations");
-    if (!arena.counting()) runner.scratch_ = Arena(scratch, plan.activation_bytes);
-    runner.device_batch_base_ = static_cast<std::byte*>(arena.allocate(0, "batch"));
-    runner.device_batch_ = place_batch(arena, plan, max_blocks);
-  };
-  NB_TRY_STATUS(reserve(
-      place, [&](size_t bytes) { return device.allocate(bytes, "the engine"); }, &runner.memory_));
+  EngineBuffers buffers;
+  NB_TRY_STATUS(reserve([&](Arena& arena) { buffers = place_engine(model.spec(), plan, arena); },
+                        [&](size_t bytes) {
+                          runner.placed_bytes_ = bytes;
+                          return device.allocate(bytes, "the engine");
+                        },
+                        &runner.memory_));
+  runner.caches_ = std::move(buffers.caches);
+  runner.logits_ = buffers.logits;
+  runner.scratch_ = Arena(buffers.scratch, plan.activation_bytes);
+  runner.device_batch_base_ = buffers.batch_base;
+  runner.device_batch_ = buffers.batch;
   const auto place_on_host = [&](Arena& arena) {
     runner.batch_base_ = static_cast<std::byte*>(arena.allocate(0, "batch"));
-    runner.batch_ = place_batch(arena, plan, max_blocks);
-    runner.host_logits_ = arena.tensor(DType::kF32, logits_shape, "logits");
+    runner.batch_ = place_batch(plan.max_num_batched_tokens, plan.max_num_seqs, plan.max_model_len,
+                                plan.caches.block_size, arena);
+    runner.host_logits_ = arena.tensor(DType::kF32, runner.logits_.shape, "logits");
   };
   NB_TRY_STATUS(reserve(
       place_on_host, [&](size_t bytes) { return device.allocate_host(bytes, "the batch"); },
@@ -149,6 +129,13 @@ void ModelRunner::copy(std::span<const SlotCopy> copies) {
   }
 }
 
+void ModelRunner::touch_buffers() {
+  if (!device_->memory().is_host) return;  // a GPU has no pages to fault in
+  std::memset(logits_.data, 0, logits_.num_bytes());
+  Arena whole = scratch_;  // the same bytes; leaves the peak of scratch_ alone
+  std::memset(whole.allocate(whole.capacity(), "touch"), 0, whole.capacity());
+}
+
 void ModelRunner::launch(std::span<const ScheduledSequence> step) {
   int32_t num_tokens = 0;
   size_t max_blocks = 1;  // of the sequences of this step
@@ -197,6 +184,7 @@ void ModelRunner::launch(std::span<const ScheduledSequence> step) {
   forward.caches = &caches_;
   forward.scratch = &scratch_;
   model_->forward(forward, logits_.rows(0, num_logit_rows_));
+  peak_scratch_bytes_ = scratch_.peak();
 }
 
 Tensor ModelRunner::collect() {

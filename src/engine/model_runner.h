@@ -46,15 +46,14 @@ class ModelRunner {
   // Waits for it.
   Tensor collect();
 
- private:
-  // The flat batch, at the same offsets in host and in device memory.
-  struct Batch {
-    int32_t *token_ids, *positions, *query_start, *context_len, *state_slot, *logit_rows,
-        *block_table;
-    uint8_t* state_is_fresh;
-  };
-  static Batch place_batch(Arena& arena, const MemoryPlan& plan, int32_t max_blocks);
+  // Writes every page of logits and scratch, so that host memory that is mapped lazily is there.
+  void touch_buffers();
+  // Of the device memory it holds.
+  size_t placed_bytes() const { return placed_bytes_; }
+  // The most scratch that a step has taken.
+  size_t peak_scratch_bytes() const { return peak_scratch_bytes_; }
 
+ private:
   ModelRunner() = default;
 
   const Model* model_ = nullptr;
@@ -62,6 +61,8 @@ class ModelRunner {
   DeviceMemory memory_;
   DeviceMemory host_memory_;       // batch and logits
   DeviceMemory host_tier_memory_;  // blocks, then snapshots
+  size_t placed_bytes_ = 0;
+  size_t peak_scratch_bytes_ = 0;
   ModelCaches caches_;
   CacheSlots block_slots_;
   CacheSlots state_slots_;
@@ -69,8 +70,8 @@ class ModelRunner {
   Arena scratch_;
   Tensor logits_;
   Tensor host_logits_;
-  Batch batch_;         // host
-  Batch device_batch_;  // device
+  BatchArrays batch_;  // at the same offsets in host and in device memory
+  BatchArrays device_batch_;
   std::byte* batch_base_ = nullptr;
   std::byte* device_batch_base_ = nullptr;
   int32_t num_state_slots_ = 0;

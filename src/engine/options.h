@@ -11,14 +11,27 @@ namespace nibble {
 struct EngineOptions {
   Backend backend = Backend::kAuto;
   int num_threads = 0;                  // 0: all
-  std::string dtype = "float32";        // activations: float32, bfloat16, float16
-  std::string kv_cache_dtype = "auto";  // auto (the activation dtype), float32, bfloat16, float16
-  int max_model_len = 0;                // 0: the model's own limit, or what fits
+  std::string dtype = "auto";           // activations: auto, float32, bfloat16, float16
+  std::string kv_cache_dtype = "auto";  // auto: the activation dtype; see parse_kv_cache_dtype
+  int max_model_len = 0;  // below 1: the largest that fits, up to the model's own limit
   int max_num_seqs = 16;
   int max_num_batched_tokens = 512;  // prompt chunk and step budget
   int block_size = 16;
-  size_t kv_cache_bytes = 0;  // 0: enough for max_num_seqs / 4 full-length sequences, at least 1
-  int max_queue = 256;        // waiting requests
+  int max_queue = 256;  // waiting requests
+
+  // Memory (docs/guide/memory.md).
+  float gpu_memory_utilization = 0.9f;  // share of the device's memory this instance may use in all
+  size_t kv_cache_bytes = 0;            // of the KV cache, whatever the share says; 0: choose
+  int num_gpu_blocks_override = 0;      // KV blocks; 0: choose
+  // The KV cache is at most max_num_seqs full-length sequences times this; below 1 counts as 1, 0
+  // lifts the limit.
+  float kv_cache_auto_trim_ratio = 1.05f;
+  int num_state_snapshots = -1;  // slots for kept prefixes of hybrid models; -1: from what is left
+  int tensor_parallel_size = 1;
+
+  // Sampling.
+  std::string logprobs_mode = "raw_logprobs";
+  std::string loop_guard = "off";
 
   // Scheduling.
   std::string scheduling_policy = "fcfs";  // or priority
@@ -27,20 +40,37 @@ struct EngineOptions {
 
   // Kept prefixes.
   bool enable_prefix_caching = true;
-  int num_state_snapshots = -1;  // slots for kept prefixes of hybrid models; -1: choose
   float kv_offloading_size = 0;  // GiB of host memory behind the device's cache
   std::string cache_dir = {};    // files behind host memory; empty: none
   float cache_dir_size = 16;     // GiB of them
 
   template <class V>
   void visit(V& v) {
-    v.option("max-model-len", &max_model_len, "context, 0 for the model's own or what fits");
+    v.option("max-model-len", &max_model_len,
+             "context in tokens; auto or -1: the largest that fits, up to the model's own");
     v.option("max-num-seqs", &max_num_seqs, "sequences in a batch");
     v.option("max-num-batched-tokens", &max_num_batched_tokens, "tokens in a step");
     v.option("block-size", &block_size, "tokens in a KV block");
     v.option("dtype", &dtype, "of activations");
-    v.option("kv-cache-dtype", &kv_cache_dtype, "auto: the activations' dtype");
-    v.option("kv-cache-memory-bytes", &kv_cache_bytes, "KV cache size, 0 to choose");
+    v.option(
+        "kv-cache-dtype", &kv_cache_dtype,
+        "auto (the activations' dtype), float32, bfloat16, float16, fp8 (= fp8_e4m3), fp8_e5m2");
+    v.option("gpu-memory-utilization", &gpu_memory_utilization,
+             "share of a GPU's memory to use in all, above 0 and at most 1; on a CPU, of the "
+             "memory available");
+    v.option("kv-cache-memory-bytes", &kv_cache_bytes, "KV cache size on each device, 0 to choose");
+    v.option("num-gpu-blocks-override", &num_gpu_blocks_override, "KV blocks, 0 to choose");
+    v.option("kv-cache-auto-trim-ratio", &kv_cache_auto_trim_ratio,
+             "KV cache at most this many times max-num-seqs full contexts, 0 for no limit");
+    v.option("num-state-snapshots", &num_state_snapshots,
+             "kept recurrent states of prefixes, -1 to choose");
+    v.option("tensor-parallel-size", &tensor_parallel_size, "devices a model is spread over");
+    v.option("logprobs-mode", &logprobs_mode,
+             "what logprobs report: before (raw) or after (processed) penalties and filters",
+             {"raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"});
+    v.option("loop-guard", &loop_guard,
+             "when a reply repeats itself: stop it, or raise its repetition penalty",
+             {"off", "stop", "penalize"});
     v.option("scheduling-policy", &scheduling_policy,
              "fcfs: by arrival, fair between clients; priority: lowest first",
              {"fcfs", "priority"});
@@ -49,8 +79,6 @@ struct EngineOptions {
     v.option("batch-invariant", &batch_invariant,
              "a request's greedy tokens do not depend on its company (always so on a CPU)");
     v.option("enable-prefix-caching", &enable_prefix_caching, "keep and share computed prefixes");
-    v.option("num-state-snapshots", &num_state_snapshots,
-             "kept recurrent states of prefixes, -1 to choose");
     v.option("kv-offloading-size", &kv_offloading_size,
              "GiB of host memory behind the device's prefix cache, 0 for none");
     v.option("cache-dir", &cache_dir,

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "engine/block_hash.h"
+#include "engine/loop_guard.h"
 #include "engine/request.h"
 
 namespace nibble {
@@ -80,6 +81,8 @@ struct Sequence {
   int32_t state_slot = -1;      // of the recurrent states; -1 while not running
   int64_t arrival = 0;          // order of submission
   uint64_t seed = 0;            // of this request's random draws
+
+  std::unique_ptr<LoopGuard> loop_guard;  // null: nothing to watch for
 
   // Prefix cache; see scheduler.cc.
   BlockHash root;                 // what the first block's hash is chained to

@@ -1,9 +1,9 @@
 // Loading and the whole forward pass: embed, layers, final norm, head.
 #include "model/model.h"
 
-#include "device/wrap/metering_ops.h"
 #include "model/architectures.h"
 #include "model/decoder.h"
+#include "model/weight_shapes.h"
 
 namespace nibble {
 
@@ -39,11 +39,30 @@ Result<Model> Model::load(const ModelDir& dir, Device& device, DType activation_
   NB_TRY(model.spec_, parse_model_config(dir.config()));
   Arena counter;
   NB_TRY(model.weights_, bind_weights(dir, model.spec_, device, counter));
+  model.arena_bytes_ = counter.used();
   if (counter.used() == 0) return model;  // the device computes on the mapped weights
   NB_TRY(model.memory_, device.allocate(counter.used(), "weights"));
   Arena arena(model.memory_.data(), model.memory_.size());
   NB_TRY(model.weights_, bind_weights(dir, model.spec_, device, arena));
   return model;
+}
+
+Result<Model> Model::shapes(const ModelSpec& spec,
+                            const std::optional<QuantizationConfig>& quantization, Device& device,
+                            DType activation_dtype) {
+  Model model;
+  model.activation_dtype_ = activation_dtype;
+  model.spec_ = spec;
+  NB_TRY(const WeightShapes source, WeightShapes::make(spec, quantization));
+  Arena counter;
+  NB_TRY(model.weights_, bind_weights(source, spec, device, counter));
+  model.arena_bytes_ = counter.used();
+  return model;
+}
+
+WeightBytes Model::weight_bytes() const {
+  // A mapped head that is the embedding is one and the same file range.
+  return nibble::weight_bytes(weights_, spec_.tie_word_embeddings && arena_bytes_ == 0);
 }
 
 void Model::forward(const Step& step, const Tensor& logits) const {
@@ -70,16 +89,39 @@ void Model::forward(const Step& step, const Tensor& logits) const {
 size_t Model::activation_bytes(int32_t num_tokens, int32_t num_logit_rows) const {
   MeteringOps ops;
   Arena counter;
+  RaggedBatch batch;
+  batch.num_tokens = num_tokens;
+  meter(batch, num_logit_rows, activation_dtype_, &ops, &counter);
+  return counter.peak();
+}
+
+StepCost Model::step_cost(std::span<const int32_t> new_tokens, std::span<const int32_t> context,
+                          int32_t num_logit_rows, DType kv_dtype) const {
+  std::vector<int32_t> query_start = {0};
+  for (const int32_t count : new_tokens) query_start.push_back(query_start.back() + count);
+  RaggedBatch batch;
+  batch.num_tokens = query_start.back();
+  batch.num_seqs = static_cast<int32_t>(new_tokens.size());
+  batch.query_start = query_start.data();
+  batch.context_len = context.data();
+  MeteringOps ops;
+  Arena counter;
+  meter(batch, num_logit_rows, kv_dtype, &ops, &counter);
+  return ops.cost();
+}
+
+void Model::meter(const RaggedBatch& batch, int32_t num_logit_rows, DType kv_dtype,
+                  MeteringOps* ops, Arena* counter) const {
   Arena cache_counter;
-  ModelCaches caches = place_caches(spec_, {}, activation_dtype_, cache_counter);
+  ModelCaches caches =
+      place_caches(spec_, {.kv_dtype = kv_dtype}, activation_dtype_, cache_counter);
   Step step;
-  step.ops = &ops;
-  step.batch.num_tokens = num_tokens;
+  step.ops = ops;
+  step.batch = batch;
   step.num_logit_rows = num_logit_rows;
   step.caches = &caches;
-  step.scratch = &counter;
+  step.scratch = counter;
   forward(step, {nullptr, DType::kF32, {num_logit_rows, spec_.vocab_size}});
-  return counter.peak();
 }
 
 }  // namespace nibble

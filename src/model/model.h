@@ -3,9 +3,12 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
+#include <span>
 
 #include "checkpoint/model_dir.h"
 #include "device/device.h"
+#include "device/wrap/metering_ops.h"
 #include "model/config.h"
 #include "model/weights.h"
 
@@ -51,6 +54,15 @@ class Model {
   // Binds every weight; a missing tensor or wrong shape is an error that names it.
   static Result<Model> load(const ModelDir& dir, Device& device, DType activation_dtype);
 
+  // A model of shapes: every weight has its dtype and size in `device`'s layout and no memory, so
+  // it can be counted and metered, not computed. `spec` is one rank's share (model/sharding.h).
+  static Result<Model> shapes(const ModelSpec& spec,
+                              const std::optional<QuantizationConfig>& quantization, Device& device,
+                              DType activation_dtype);
+
+  // Bytes of the device arena that hold weights; 0 where the device computes on the mapped files.
+  size_t arena_bytes() const { return arena_bytes_; }
+  WeightBytes weight_bytes() const;
   const ModelSpec& spec() const { return spec_; }
   const ModelWeights& weights() const { return weights_; }
   DType activation_dtype() const { return activation_dtype_; }
@@ -60,11 +72,19 @@ class Model {
   void forward(const Step& step, const Tensor& logits) const;
   // Counts the scratch a step of this size takes, by running forward over a counting arena.
   size_t activation_bytes(int32_t num_tokens, int32_t num_logit_rows) const;
+  // What a step of these sequences moves and computes, by running forward over MeteringOps:
+  // sequence s adds new_tokens[s] to context[s] cached ones. Of one rank.
+  StepCost step_cost(std::span<const int32_t> new_tokens, std::span<const int32_t> context,
+                     int32_t num_logit_rows, DType kv_dtype) const;
 
  private:
+  void meter(const RaggedBatch& batch, int32_t num_logit_rows, DType kv_dtype, MeteringOps* ops,
+             Arena* counter) const;
+
   ModelSpec spec_;
   ModelWeights weights_;
   DType activation_dtype_ = DType::kF32;
+  size_t arena_bytes_ = 0;
   DeviceMemory memory_;
 };
 

@@ -12,17 +12,32 @@ Tensor expert_slice(const Tensor& stack, int64_t expert, int64_t begin, int64_t 
   return one.reshaped({stack.shape[1], stack.shape[2]}).rows(begin, end);
 }
 
+class DirSource final : public WeightSource {
+ public:
+  explicit DirSource(const ModelDir& dir) : dir_(dir) {}
+  bool has(std::string_view name) const override { return dir_.has(name); }
+  Result<Tensor> tensor(std::string_view name, const Shape& expected) const override {
+    return dir_.tensor(name, expected);
+  }
+  Result<LinearWeight> linear(std::string_view name, int64_t out, int64_t in) const override {
+    return dir_.linear(name, out, in);
+  }
+
+ private:
+  const ModelDir& dir_;
+};
+
 class Binder {
  public:
-  Binder(const ModelDir& dir, const ModelSpec& spec, Device& device, Arena& arena)
-      : dir_(dir), spec_(spec), device_(device), arena_(arena) {}
+  Binder(const WeightSource& source, const ModelSpec& spec, Device& device, Arena& arena)
+      : source_(source), spec_(spec), device_(device), arena_(arena) {}
 
   Result<LinearWeight> linear(const std::string& name, int64_t out, int64_t in) {
-    NB_TRY(const LinearWeight on_disk, dir_.linear(name, out, in));
+    NB_TRY(const LinearWeight on_disk, source_.linear(name, out, in));
     return device_.prepare_linear(on_disk, arena_);
   }
   Result<Tensor> vector(const std::string& name, int64_t size) {
-    NB_TRY(const Tensor found, dir_.tensor(name, {size}));
+    NB_TRY(const Tensor found, source_.tensor(name, {size}));
     if (!is_floating(found.dtype) || dtype_size(found.dtype) < 2)
       return make_error(ErrorCode::kUnsupported, "tensor \"{}\" is {}, expected F32, F16 or BF16",
                         name, dtype_name(found.dtype));
@@ -53,7 +68,7 @@ class Binder {
     NB_TRY(weights->in_proj_a, linear(prefix + "in_proj_a", d.num_v_heads, hidden));
     NB_TRY(weights->out_proj, linear(prefix + "out_proj", hidden, d.value_dim()));
     NB_TRY(const Tensor conv,
-           dir_.tensor(prefix + "conv1d.weight", {d.conv_dim(), 1, d.conv_kernel}));
+           source_.tensor(prefix + "conv1d.weight", {d.conv_dim(), 1, d.conv_kernel}));
     weights->conv1d = device_.prepare_tensor(conv.reshaped({d.conv_dim(), d.conv_kernel}), arena_);
     NB_TRY(weights->a_log, vector(prefix + "A_log", d.num_v_heads));
     NB_TRY(weights->dt_bias, vector(prefix + "dt_bias", d.num_v_heads));
@@ -79,7 +94,7 @@ class Binder {
     weights->gate_proj.resize(count);
     weights->up_proj.resize(count);
     weights->down_proj.resize(count);
-    if (dir_.has(prefix + "experts.gate_up_proj")) return fused_experts(prefix, weights);
+    if (source_.has(prefix + "experts.gate_up_proj")) return fused_experts(prefix, weights);
     for (size_t e = 0; e < count; ++e) {
       MlpWeights expert;
       NB_TRY_STATUS(mlp(format("{}experts.{}.", prefix, e), m.moe_intermediate_size, &expert));
@@ -96,9 +111,9 @@ class Binder {
     const int64_t hidden = spec_.hidden_size;
     const int64_t inner = m.moe_intermediate_size;
     NB_TRY(const Tensor gate_up,
-           dir_.tensor(prefix + "experts.gate_up_proj", {m.num_experts, 2 * inner, hidden}));
+           source_.tensor(prefix + "experts.gate_up_proj", {m.num_experts, 2 * inner, hidden}));
     NB_TRY(const Tensor down,
-           dir_.tensor(prefix + "experts.down_proj", {m.num_experts, hidden, inner}));
+           source_.tensor(prefix + "experts.down_proj", {m.num_experts, hidden, inner}));
     const auto dense = [&](const Tensor& rows) {
       LinearWeight weight;
       weight.out_features = rows.shape[0];
@@ -115,7 +130,7 @@ class Binder {
     return {};
   }
 
-  const ModelDir& dir_;
+  const WeightSource& source_;
   const ModelSpec& spec_;
   Device& device_;
   Arena& arena_;
@@ -128,11 +143,9 @@ void append_mlp(const std::string& prefix, int64_t hidden, int64_t intermediate,
   modules->push_back({prefix + "down_proj", hidden, intermediate});
 }
 
-}  // namespace
-
-Result<LayerWeights> bind_layer(const ModelDir& dir, const ModelSpec& spec, int layer,
-                                Device& device, Arena& arena) {
-  Binder binder(dir, spec, device, arena);
+Result<LayerWeights> bind_layer_from(const WeightSource& source, const ModelSpec& spec, int layer,
+                                     Device& device, Arena& arena) {
+  Binder binder(source, spec, device, arena);
   const std::string prefix = format("{}layers.{}.", spec.weight_prefix, layer);
   const LayerSpec& layer_spec = spec.layers[static_cast<size_t>(layer)];
   LayerWeights weights;
@@ -153,15 +166,28 @@ Result<LayerWeights> bind_layer(const ModelDir& dir, const ModelSpec& spec, int 
   return weights;
 }
 
+}  // namespace
+
+Result<LayerWeights> bind_layer(const ModelDir& dir, const ModelSpec& spec, int layer,
+                                Device& device, Arena& arena) {
+  return bind_layer_from(DirSource(dir), spec, layer, device, arena);
+}
+
 Result<ModelWeights> bind_weights(const ModelDir& dir, const ModelSpec& spec, Device& device,
                                   Arena& arena) {
-  Binder binder(dir, spec, device, arena);
+  return bind_weights(DirSource(dir), spec, device, arena);
+}
+
+Result<ModelWeights> bind_weights(const WeightSource& source, const ModelSpec& spec, Device& device,
+                                  Arena& arena) {
+  Binder binder(source, spec, device, arena);
   ModelWeights weights;
-  NB_TRY(const Tensor embed_tokens, dir.tensor(spec.weight_prefix + "embed_tokens.weight",
-                                               {spec.vocab_size, spec.hidden_size}));
+  NB_TRY(const Tensor embed_tokens, source.tensor(spec.weight_prefix + "embed_tokens.weight",
+                                                  {spec.vocab_size, spec.hidden_size}));
   weights.embed_tokens = device.prepare_tensor(embed_tokens, arena);
   for (size_t layer = 0; layer < spec.layers.size(); ++layer) {
-    NB_TRY(LayerWeights bound, bind_layer(dir, spec, static_cast<int>(layer), device, arena));
+    NB_TRY(LayerWeights bound,
+           bind_layer_from(source, spec, static_cast<int>(layer), device, arena));
     weights.layers.push_back(std::move(bound));
   }
   NB_TRY(weights.norm, binder.vector(spec.weight_prefix + "norm.weight", spec.hidden_size));
@@ -175,6 +201,39 @@ Result<ModelWeights> bind_weights(const ModelDir& dir, const ModelSpec& spec, De
     NB_TRY(weights.lm_head, binder.linear("lm_head", spec.vocab_size, spec.hidden_size));
   }
   return weights;
+}
+
+WeightBytes weight_bytes(const ModelWeights& weights, bool head_is_embedding) {
+  WeightBytes bytes;
+  const auto add = [&](const LinearWeight& weight) {
+    if (weight.out_features == 0) return;
+    (weight.quantized() ? bytes.quantized : bytes.dense) += weight.num_bytes();
+  };
+  const auto add_other = [&](const Tensor& tensor) {
+    if (tensor.shape.rank() > 0) bytes.other += tensor.num_bytes();
+  };
+  const auto add_mlp = [&](const MlpWeights& mlp) {
+    for (const LinearWeight* weight : {&mlp.gate_proj, &mlp.up_proj, &mlp.down_proj}) add(*weight);
+  };
+  for (const LayerWeights& layer : weights.layers) {
+    const AttentionWeights& a = layer.attention;
+    const GatedDeltaNetWeights& d = layer.delta_net;
+    for (const LinearWeight* weight :
+         {&a.q_proj, &a.k_proj, &a.v_proj, &a.o_proj, &d.in_proj_qkv, &d.in_proj_z, &d.in_proj_b,
+          &d.in_proj_a, &d.out_proj, &layer.moe.router, &layer.moe.shared_expert_gate})
+      add(*weight);
+    add_mlp(layer.mlp);
+    add_mlp(layer.moe.shared_expert);
+    for (const auto* experts : {&layer.moe.gate_proj, &layer.moe.up_proj, &layer.moe.down_proj})
+      for (const LinearWeight& weight : *experts) add(weight);
+    for (const Tensor* tensor : {&layer.input_layernorm, &layer.post_attention_layernorm, &a.q_norm,
+                                 &a.k_norm, &d.conv1d, &d.a_log, &d.dt_bias, &d.norm})
+      add_other(*tensor);
+  }
+  add_other(weights.norm);
+  bytes.embeddings = weights.embed_tokens.num_bytes();
+  if (!head_is_embedding) bytes.lm_head = weights.lm_head.num_bytes();
+  return bytes;
 }
 
 std::vector<LinearModule> linear_modules(const ModelSpec& spec) {

@@ -1,6 +1,8 @@
 // The weights of a model, bound by name from a checkpoint; views only.
 #pragma once
 
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "checkpoint/model_dir.h"
@@ -55,9 +57,32 @@ struct LinearModule {
 };
 std::vector<LinearModule> linear_modules(const ModelSpec& spec);
 
+// Where binding finds tensors: a checkpoint, or only its shapes (model/weight_shapes.h).
+class WeightSource {
+ public:
+  virtual ~WeightSource() = default;
+  virtual bool has(std::string_view name) const = 0;
+  virtual Result<Tensor> tensor(std::string_view name, const Shape& expected) const = 0;
+  virtual Result<LinearWeight> linear(std::string_view name, int64_t out_features,
+                                      int64_t in_features) const = 0;
+};
+
 Result<LayerWeights> bind_layer(const ModelDir& dir, const ModelSpec& spec, int layer,
                                 Device& device, Arena& arena);
 Result<ModelWeights> bind_weights(const ModelDir& dir, const ModelSpec& spec, Device& device,
                                   Arena& arena);
+Result<ModelWeights> bind_weights(const WeightSource& source, const ModelSpec& spec, Device& device,
+                                  Arena& arena);
+
+// Bytes of bound weights in their device layout, by kind.
+struct WeightBytes {
+  size_t quantized = 0;   // packed integers, scales, zero points
+  size_t dense = 0;       // Linears in 16 or 32 bits, without the head
+  size_t embeddings = 0;  // embed_tokens
+  size_t lm_head = 0;     // 0 when it is the embedding
+  size_t other = 0;       // norms, convolutions, gates
+  size_t total() const { return quantized + dense + embeddings + lm_head + other; }
+};
+WeightBytes weight_bytes(const ModelWeights& weights, bool head_is_embedding);
 
 }  // namespace nibble

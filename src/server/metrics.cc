@@ -160,6 +160,8 @@ std::string ServerMetrics::render(
       ",sleep_state=\"awake\"");
   add("vllm:engine_sleep_state", "", "", 0, ",sleep_state=\"weights_offloaded\"");
   add("vllm:engine_sleep_state", "", "", 0, ",sleep_state=\"discard_all\"");
+  total("nibble:allocations_after_ready_total", "Device allocations while serving; must stay 0.",
+        stats.num_allocations_after_ready);
   total("vllm:num_preemptions_total", "Sequences set back to make room.", stats.num_preemptions);
   total("vllm:prompt_tokens_total", "Prompt tokens taken in.", stats.prompt_tokens);
   total("vllm:generation_tokens_total", "Tokens generated.", stats.generated_tokens);

@@ -41,6 +41,7 @@ class Arena {
   bool counting() const { return base_ == nullptr; }
   size_t used() const { return used_; }
   size_t peak() const { return peak_; }
+  size_t capacity() const { return capacity_; }
 
  private:
   std::byte* base_ = nullptr;

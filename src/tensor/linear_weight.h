@@ -21,7 +21,14 @@ struct LinearWeight {
   Tensor packed;  // ref/cpu: I32 [out, in * bits / 32], lowest bits first, each value + 2^(bits-1)
   Tensor scale;   // [out, num_groups] F32, BF16 or F16
   Tensor zero_point;  // I8 [out, num_groups]; empty when symmetric
-  bool quantized() const { return !packed.empty(); }
+  // By shape: a weight that is only counted has no memory.
+  bool quantized() const { return packed.shape.rank() > 0; }
+  size_t num_bytes() const {
+    if (!quantized()) return dense.num_bytes();
+    // A symmetric weight has no zero points: no shape, not a scalar.
+    const size_t zeros = zero_point.shape.rank() > 0 ? zero_point.num_bytes() : 0;
+    return packed.num_bytes() + scale.num_bytes() + zeros;
+  }
 };
 
 }  // namespace nibble

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "tensor/float8.h"
+
 namespace nibble {
 
 std::string Shape::to_string() const {
@@ -43,6 +45,8 @@ void to_float(const Tensor& from, float* to) {
       return;
     case DType::kF16: std::copy_n(from.as<const Float16>(), count, to); return;
     case DType::kBF16: std::copy_n(from.as<const BFloat16>(), count, to); return;
+    case DType::kF8E5M2: std::copy_n(from.as<const Float8E5M2>(), count, to); return;
+    case DType::kF8E4M3: std::copy_n(from.as<const Float8E4M3>(), count, to); return;
     default: NB_CHECK(false, "%s is not a float type", dtype_name(from.dtype).data());
   }
 }

@@ -122,6 +122,23 @@ TEST(Options, CountsTakeDecimalAndBinarySuffixes) {
     EXPECT_FALSE(parse_count(text)) << text;
 }
 
+TEST(Options, ACountMayBeAuto) {
+  int context = 7;
+  const auto parse = [&](const char* value) {
+    OptionSet set("nibble test", "Test.");
+    set.option("max-model-len", &context, "length");
+    const std::string arguments[] = {"--max-model-len", value};
+    return set.parse(arguments).has_value();
+  };
+  EXPECT_TRUE(parse("auto"));
+  EXPECT_EQ(context, 0);
+  EXPECT_TRUE(parse("16K"));
+  EXPECT_EQ(context, 16'384);
+  EXPECT_TRUE(parse("-1"));
+  EXPECT_EQ(context, -1);
+  EXPECT_FALSE(parse("automatic"));
+}
+
 TEST(Options, DashesUnderscoresNegationAndMistakes) {
   std::string model;
   int max_model_len = 7;

@@ -151,7 +151,7 @@ TEST_F(EngineTest, WhatDoesNotFitSaysSoWithTheNearestFlag) {
   const auto refused = Engine::start(dir_, {.max_model_len = 4096, .kv_cache_bytes = 1 << 20});
   ASSERT_FALSE(refused.has_value());
   EXPECT_EQ(refused.error().code, ErrorCode::kOutOfMemory);
-  EXPECT_NE(refused.error().message.find("use --max-model-len 1024"), std::string::npos)
+  EXPECT_NE(refused.error().message.find("--max-model-len 1024"), std::string::npos)
       << refused.error().message;
   const auto too_long = Engine::start(dir_, {.max_model_len = 5000});
   ASSERT_FALSE(too_long.has_value());

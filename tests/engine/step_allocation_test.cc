@@ -20,17 +20,18 @@ void* operator new(size_t bytes) {
 void* operator new[](size_t bytes) {
   return operator new(bytes);
 }
-void operator delete(void* memory) noexcept {
+// Not inlined: the compiler would see free() on what it takes for another allocator's memory.
+[[gnu::noinline]] void operator delete(void* memory) noexcept {
   std::free(memory);
 }
 void operator delete[](void* memory) noexcept {
-  std::free(memory);
+  operator delete(memory);
 }
 void operator delete(void* memory, size_t) noexcept {
-  std::free(memory);
+  operator delete(memory);
 }
 void operator delete[](void* memory, size_t) noexcept {
-  std::free(memory);
+  operator delete(memory);
 }
 
 namespace nibble {

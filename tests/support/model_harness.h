@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,7 +22,8 @@ struct Piece {
 class ModelHarness {
  public:
   explicit ModelHarness(const fs::path& path, Backend backend = Backend::kReference,
-                        DType activation = DType::kF32, int num_blocks = 256, int num_slots = 8) {
+                        DType activation = DType::kF32, int num_blocks = 256, int num_slots = 8,
+                        std::optional<DType> kv_dtype = {}) {
     // A failed Result aborts the test with its message.
     dir_ = std::make_unique<ModelDir>(ModelDir::open(path).value());
     device_ = open_device(backend).value();
@@ -29,7 +31,7 @@ class ModelHarness {
     shape_ = {.num_blocks = num_blocks,
               .block_size = 16,
               .num_state_slots = num_slots,
-              .kv_dtype = activation};
+              .kv_dtype = kv_dtype.value_or(activation)};
     Arena counter;
     place_caches(model_->spec(), shape_, activation, counter);
     memory_ = device_->allocate(counter.used(), "test caches").value();

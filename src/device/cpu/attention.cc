@@ -8,6 +8,9 @@
 // Per row: dot products with every visible key, a softmax over the whole row (max, exp, sum), then
 // the weighted sum of values in order of position. Nothing depends on where the tile begins, so
 // prefill in any chunks and decode give the same bits.
+//
+// Keys and values may be stored in F32, F16, BF16 or an 8-bit float: each is widened to f32,
+// exactly, once per tile and position, and the arithmetic is the same.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "device/cpu/attention.cc"
 #include <hwy/foreach_target.h>  // must come before highway.h
@@ -18,6 +21,7 @@
 #include <vector>
 
 #include "device/cpu/cpu_ops.h"
+#include "tensor/float8.h"
 
 // Shared by every target: foreach_target.h compiles this file once a target.
 #ifndef NIBBLE_DEVICE_CPU_ATTENTION_TILE
@@ -33,9 +37,10 @@ struct AttentionTile {
   int32_t tokens;          // in this tile
   int32_t first_position;  // absolute, of the first token
   float scale;
-  const float* keys;  // of this kv head
-  const float* values;
-  int64_t row_stride;     // floats between positions: num_kv_heads * head_dim
+  const std::byte* keys;  // of this kv head
+  const std::byte* values;
+  DType kv_dtype;
+  int64_t row_bytes;      // between positions: num_kv_heads * head_dim elements
   const int32_t* blocks;  // block table of the sequence
   int32_t block_size;
 };
@@ -74,7 +79,50 @@ void vector_axpy(float a, const float* x, int64_t n, float* y) {
   for (; i < n; ++i) y[i] = std::fma(a, x[i], y[i]);
 }
 
-void attend_tile(const AttentionTile& tile, float* scores) {
+// Row `row` (of head_dim stored elements) as floats: in place when it is F32, else in `widened`.
+const float* widen(const std::byte* row, DType dtype, int64_t n, float* widened) {
+  const hn::ScalableTag<float> d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  int64_t i = 0;
+  switch (dtype) {
+    case DType::kF32: return reinterpret_cast<const float*>(row);
+    case DType::kF16: {
+      const auto* from = reinterpret_cast<const Float16*>(row);
+      const hn::Rebind<hwy::float16_t, decltype(d)> half;
+      for (; i + lanes <= n; i += lanes)
+        hn::StoreU(
+            hn::PromoteTo(d, hn::LoadU(half, reinterpret_cast<const hwy::float16_t*>(from + i))), d,
+            widened + i);
+      for (; i < n; ++i) widened[i] = from[i];
+      return widened;
+    }
+    case DType::kBF16: {
+      const auto* from = reinterpret_cast<const BFloat16*>(row);
+      const hn::Rebind<hwy::bfloat16_t, decltype(d)> half;
+      for (; i + lanes <= n; i += lanes)
+        hn::StoreU(
+            hn::PromoteTo(d, hn::LoadU(half, reinterpret_cast<const hwy::bfloat16_t*>(from + i))),
+            d, widened + i);
+      for (; i < n; ++i) widened[i] = from[i];
+      return widened;
+    }
+    default: {  // 256 values: a table in L1 serves both formats, and every code exactly
+      const float* table =
+          dtype == DType::kF8E5M2 ? Float8E5M2::kValues.data() : Float8E4M3::kValues.data();
+      const auto* from = reinterpret_cast<const uint8_t*>(row);
+      const hn::Rebind<uint8_t, decltype(d)> bytes;
+      const hn::RebindToSigned<decltype(d)> index;
+      for (; i + lanes <= n; i += lanes)
+        hn::StoreU(hn::GatherIndex(d, table, hn::PromoteTo(index, hn::LoadU(bytes, from + i))), d,
+                   widened + i);
+      for (; i < n; ++i) widened[i] = table[from[i]];
+      return widened;
+    }
+  }
+}
+
+// `widened` holds one row of head_dim floats.
+void attend_tile(const AttentionTile& tile, float* scores, float* widened) {
   const int32_t num_positions = tile.first_position + tile.tokens;
   const int64_t num_rows = tile.tokens * tile.heads;
   const auto query = [&](int64_t row) {
@@ -83,10 +131,10 @@ void attend_tile(const AttentionTile& tile, float* scores) {
   const auto cache_row = [&](int32_t position) {
     return (static_cast<int64_t>(tile.blocks[position / tile.block_size]) * tile.block_size +
             position % tile.block_size) *
-           tile.row_stride;
+           tile.row_bytes;
   };
   for (int32_t p = 0; p < num_positions; ++p) {
-    const float* key = tile.keys + cache_row(p);
+    const float* key = widen(tile.keys + cache_row(p), tile.kv_dtype, tile.head_dim, widened);
     const int64_t first_row = std::max(0, p - tile.first_position) * tile.heads;
     for (int64_t row = first_row; row < num_rows; ++row)
       scores[row * num_positions + p] =
@@ -106,7 +154,7 @@ void attend_tile(const AttentionTile& tile, float* scores) {
     std::fill_n(tile.out + query(row), tile.head_dim, 0.0f);
   }
   for (int32_t p = 0; p < num_positions; ++p) {
-    const float* value = tile.values + cache_row(p);
+    const float* value = widen(tile.values + cache_row(p), tile.kv_dtype, tile.head_dim, widened);
     const int64_t first_row = std::max(0, p - tile.first_position) * tile.heads;
     for (int64_t row = first_row; row < num_rows; ++row)
       vector_axpy(scores[row * num_positions + p], value, tile.head_dim, tile.out + query(row));
@@ -130,8 +178,17 @@ constexpr int64_t kMinParallelWork = 1 << 18;  // multiply-adds
 // Scores a thread has room for from its first tile on, so that short contexts never grow them.
 constexpr size_t kMinScores = size_t{1} << 16;
 
+size_t CpuOps::attention_scratch_bytes(int32_t num_heads_per_kv_head, int32_t head_dim,
+                                       int32_t max_context) const {
+  const auto scores = std::max(kMinScores, static_cast<size_t>(kTileTokens) *
+                                               static_cast<size_t>(num_heads_per_kv_head) *
+                                               static_cast<size_t>(max_context));
+  return static_cast<size_t>(pool_.num_threads()) * sizeof(float) *
+         (scores + static_cast<size_t>(head_dim));
+}
+
 void CpuOps::attention(const AttentionArgs& args, const RaggedBatch& batch) {
-  if (args.q.dtype != DType::kF32 || args.cache.format.dtype != DType::kF32) {
+  if (args.q.dtype != DType::kF32) {
     RefOps::attention(args, batch);
     return;
   }
@@ -144,6 +201,9 @@ void CpuOps::attention(const AttentionArgs& args, const RaggedBatch& batch) {
     const int32_t num_tiles = (count + kTileTokens - 1) / kTileTokens;
     const auto run = [&](size_t first, size_t last) {
       thread_local std::vector<float> scores;
+      thread_local std::vector<float> widened;
+      if (widened.size() < static_cast<size_t>(head_dim))
+        widened.resize(static_cast<size_t>(head_dim));
       for (size_t task = first; task < last; ++task) {
         const auto kv_head = static_cast<int64_t>(task) % args.num_kv_heads;
         const auto offset =
@@ -158,15 +218,18 @@ void CpuOps::attention(const AttentionArgs& args, const RaggedBatch& batch) {
         tile.tokens = std::min(kTileTokens, count - offset);
         tile.first_position = batch.context_len[s] + offset;
         tile.scale = args.softmax_scale;
-        tile.keys = args.cache.k.as<const float>() + kv_head * head_dim;
-        tile.values = args.cache.v.as<const float>() + kv_head * head_dim;
-        tile.row_stride = args.num_kv_heads * head_dim;
+        tile.kv_dtype = args.cache.format.dtype;
+        const auto element = static_cast<int64_t>(dtype_size(tile.kv_dtype));
+        tile.keys = static_cast<const std::byte*>(args.cache.k.data) + kv_head * head_dim * element;
+        tile.values =
+            static_cast<const std::byte*>(args.cache.v.data) + kv_head * head_dim * element;
+        tile.row_bytes = args.num_kv_heads * head_dim * element;
         tile.blocks = batch.block_table + static_cast<int64_t>(s) * batch.max_blocks;
         tile.block_size = batch.block_size;
         const auto needed = static_cast<size_t>(tile.tokens * heads) *
                             static_cast<size_t>(tile.first_position + tile.tokens);
         if (scores.size() < needed) scores.resize(std::max(needed, kMinScores));
-        HWY_DYNAMIC_DISPATCH(attend_tile)(tile, scores.data());
+        HWY_DYNAMIC_DISPATCH(attend_tile)(tile, scores.data(), widened.data());
       }
     };
     const auto num_tasks = static_cast<size_t>(num_tiles * args.num_kv_heads);

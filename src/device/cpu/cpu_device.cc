@@ -12,6 +12,10 @@ class CpuDevice final : public HostDevice {
   explicit CpuDevice(int num_threads) : ops_(num_threads) {}
   std::string name() const override { return "cpu"; }
   Ops& ops() override { return ops_; }
+  size_t operation_scratch_bytes(int32_t num_heads_per_kv_head, int32_t head_dim,
+                                 int32_t max_context) const override {
+    return ops_.attention_scratch_bytes(num_heads_per_kv_head, head_dim, max_context);
+  }
 
  private:
   CpuOps ops_;

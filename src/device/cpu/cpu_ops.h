@@ -18,6 +18,10 @@ class CpuOps final : public ref::RefOps {
   void attention(const AttentionArgs& args, const RaggedBatch& batch) override;
   void gated_delta_net(const GatedDeltaNetArgs& args, const RaggedBatch& batch) override;
 
+  // What attention() keeps per thread between calls.
+  size_t attention_scratch_bytes(int32_t num_heads_per_kv_head, int32_t head_dim,
+                                 int32_t max_context) const;
+
  private:
   ThreadPool pool_;
 };

@@ -22,7 +22,7 @@ void RefOps::kv_append(const Tensor& k, const Tensor& v, const RaggedBatch& batc
   if (batch.num_tokens == 0) return;
   const int64_t row = k.num_elements() / k.shape[0];  // num_kv_heads * head_dim
   with_float_type(k.dtype, [&]<class T>(T) {
-    with_float_type(cache.format.dtype, [&]<class C>(C) {
+    with_kv_type(cache.format.dtype, [&]<class C>(C) {
       for (int32_t s = 0; s < batch.num_seqs; ++s) {
         for (int32_t t = batch.query_start[s]; t < batch.query_start[s + 1]; ++t) {
           const int32_t position = batch.context_len[s] + t - batch.query_start[s];
@@ -47,7 +47,7 @@ void RefOps::attention(const AttentionArgs& args, const RaggedBatch& batch) {
   thread_local std::vector<float> sum;
   sum.resize(static_cast<size_t>(head_dim));
   with_float_type(args.q.dtype, [&]<class T>(T) {
-    with_float_type(args.cache.format.dtype, [&]<class C>(C) {
+    with_kv_type(args.cache.format.dtype, [&]<class C>(C) {
       const C* keys = args.cache.k.as<const C>();
       const C* values = args.cache.v.as<const C>();
       for (int32_t s = 0; s < batch.num_seqs; ++s) {

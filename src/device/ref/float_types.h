@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "tensor/float8.h"
 #include "tensor/tensor.h"
 
 namespace nibble::ref {
@@ -15,6 +16,16 @@ void with_float_type(DType dtype, Body body) {
     case DType::kBF16: return body(BFloat16{});
     case DType::kF16: return body(Float16{});
     default: NB_CHECK(false, "%s activations", dtype_name(dtype).data());
+  }
+}
+
+// The same for what a KV cache may hold: the two 8-bit floats as well.
+template <class Body>
+void with_kv_type(DType dtype, Body body) {
+  switch (dtype) {
+    case DType::kF8E5M2: return body(Float8E5M2{});
+    case DType::kF8E4M3: return body(Float8E4M3{});
+    default: return with_float_type(dtype, body);
   }
 }
 

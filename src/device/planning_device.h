@@ -1,0 +1,35 @@
+// A device that is not here: it has a size and a layout for weights and computes nothing. What
+// `nibble plan --gpus` counts with on a machine without those GPUs.
+#pragma once
+
+#include "device/device.h"
+#include "device/wrap/metering_ops.h"
+
+namespace nibble {
+
+// The layout it counts is the CUDA backend's: 16-bit weights as they are; 4-bit codes in tiles of
+// 16 rows, with a 16-bit scale and a 16-bit bias for each row and group; other codes packed as on
+// disk, with one scale and, when asymmetric, one 8-bit zero point. allocate() fails; copies abort.
+class PlanningDevice final : public Device {
+ public:
+  PlanningDevice(std::string name, DeviceMemoryInfo info) : name_(std::move(name)), info_(info) {}
+
+  std::string name() const override { return name_; }
+  Ops& ops() override { return ops_; }
+  DeviceMemoryInfo memory() const override { return info_; }
+  Result<DeviceMemory> allocate(size_t bytes, const char* who) override;
+  Result<DeviceMemory> allocate_host(size_t bytes, const char* who) override;
+  void upload(void* to_device, const void* from_host, size_t bytes) override;
+  void download(void* to_host, const void* from_device, size_t bytes) override;
+  void copy(void* to_device, const void* from_device, size_t bytes) override;
+  void synchronize() override {}
+  Tensor prepare_tensor(const Tensor& on_disk, Arena& arena) override;
+  LinearWeight prepare_linear(const LinearWeight& on_disk, Arena& arena) override;
+
+ private:
+  std::string name_;
+  DeviceMemoryInfo info_;
+  MeteringOps ops_;
+};
+
+}  // namespace nibble
