@@ -20,8 +20,9 @@ void* operator new(size_t bytes) {
 void* operator new[](size_t bytes) {
   return operator new(bytes);
 }
-// Not inlined: the compiler would see free() on what it takes for another allocator's memory.
-[[gnu::noinline]] void operator delete(void* memory) noexcept {
+// The pair is ours on both sides; the compiler, inlining one of them, takes it for a mismatch.
+#pragma GCC diagnostic ignored "-Wmismatched-new-delete"
+void operator delete(void* memory) noexcept {
   std::free(memory);
 }
 void operator delete[](void* memory) noexcept {
