@@ -8,7 +8,8 @@ packages=(g++ cmake ninja-build ccache mold pkg-config make curl
   libfmt-dev libspdlog-dev nlohmann-json3-dev libyaml-cpp-dev libcli11-dev libre2-dev
   libpcre2-dev libutf8proc-dev libhwy-dev libssl-dev)
 if [ "$level" = test ]; then
-  packages+=(libgtest-dev libgmock-dev librapidcheck-dev libbenchmark-dev clang python3)
+  packages+=(libgtest-dev libgmock-dev librapidcheck-dev libbenchmark-dev clang python3 openssl
+    chromium chromium-driver)
 fi
 
 installed() { dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null | grep -q '^installed$'; }

@@ -256,6 +256,17 @@ std::string OptionSet::markdown() const {
   return text;
 }
 
+std::vector<OptionSet::Flag> OptionSet::flags() const {
+  std::vector<Flag> out;
+  for (const Declared& declared : state_->declared)
+    if (!declared.positional)
+      out.push_back({.name = "--" + declared.name,
+                     .takes_value = !declared.value_name.empty(),
+                     .choices = declared.choices,
+                     .help = declared.help});
+  return out;
+}
+
 Result<int64_t> parse_count(std::string_view text) {
   const Error bad = make_error(ErrorCode::kInvalidArgument,
                                "\"{}\" is not a whole number (4096, 25.6k or 16K)", text);

@@ -55,6 +55,15 @@ class OptionSet {
   std::string help() const;      // for a terminal, 80 columns
   std::string markdown() const;  // a section of docs/reference/cli.md
 
+  // For shell completion: every flag as typed, with the values it allows.
+  struct Flag {
+    std::string name;  // "--port"
+    bool takes_value = false;
+    std::vector<std::string> choices;
+    std::string help;
+  };
+  std::vector<Flag> flags() const;
+
  private:
   struct State;
   std::unique_ptr<State> state_;

@@ -13,7 +13,6 @@ namespace nibble {
 
 struct ApiOptions {
   std::vector<std::string> served_model_names;  // the first one is in answers; never empty
-  std::vector<std::string> api_keys;            // none: open
   std::string tool_parser;                      // "" for none
   std::string reasoning_parser;                 // "" for none
   ReasoningField reasoning_field = ReasoningField::kBoth;
@@ -34,7 +33,6 @@ class ApiServer {
  private:
   ApiServer(ServedModel& model, ApiOptions options);
 
-  bool authorized(const HttpRequest& request) const;
   void chat(const HttpRequest& request, HttpReply& reply);
   void tokenize(const HttpRequest& request, HttpReply& reply);
   void detokenize(const HttpRequest& request, HttpReply& reply);

@@ -67,16 +67,24 @@ class RequestLog {
   void first_token() {
     if (!first_) first_ = Clock::now();
   }
-  void done(std::string_view reason, const TokenUsage& usage) const {
+  void done(HttpReply& reply, std::string_view reason, const TokenUsage& usage) const {
     const auto now = Clock::now();
     const auto seconds = [](Clock::duration time) {
       return std::chrono::duration<double>(time).count();
     };
     const double ttft = seconds(first_.value_or(now) - start_);
     const double rest = seconds(now - first_.value_or(now));
+    const double tpot_ms =
+        usage.num_completion_tokens > 1 ? rest * 1e3 / (usage.num_completion_tokens - 1) : 0;
+    reply.note("id", id_);
+    reply.note("reason", std::string(reason));
+    reply.note("prompt_tokens", std::to_string(usage.num_prompt_tokens));
+    reply.note("tokens", std::to_string(usage.num_completion_tokens));
+    reply.note("ttft_ms", format("{:.1f}", ttft * 1e3));
+    reply.note("tpot_ms", format("{:.2f}", tpot_ms));
     log_info("request id={} reason={} prompt_tokens={} tokens={} ttft_ms={:.1f} tpot_ms={:.2f}",
              id_, reason, usage.num_prompt_tokens, usage.num_completion_tokens, ttft * 1e3,
-             usage.num_completion_tokens > 1 ? rest * 1e3 / (usage.num_completion_tokens - 1) : 0);
+             tpot_ms);
   }
 
  private:
@@ -161,7 +169,7 @@ class ChatAnswer {
 
   void finish(HttpReply& reply, std::string_view reason) {
     reply.on_client_gone({});
-    log_.done(reason, usage_);
+    log_.done(reply, reason, usage_);
   }
 
   // Drives one choice to its end; `take` returns false to stop early.
