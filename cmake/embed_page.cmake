@@ -1,4 +1,5 @@
 # Makes a C++ source of a page: cmake -DHTML=.. -DSTYLE=.. -DSCRIPT=.. -DNAME=.. -DOUT=.. -P this.
+cmake_minimum_required(VERSION 3.25)  # or @NAME@ would be read as a variable
 file(READ ${HTML} page)
 file(READ ${STYLE} style)
 file(READ ${SCRIPT} script)

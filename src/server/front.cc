@@ -52,6 +52,8 @@ class WatchedReply final : public HttpReply {
  private:
   void add_headers(HttpResponse* response) const {
     response->headers.insert(headers.begin(), headers.end());
+    if (response->status == 429 || response->status == 503)
+      response->headers.emplace("Retry-After", "1");
   }
   HttpReply& inner_;
 };
