@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The server under load, with the figures of docs/guide/load.md. Loopback only, bounded.
+"""The server under load. Loopback only, bounded.
 
 Usage: serve_load.py NIBBLE [--seconds 60] [--clients 200] [--idle 5000] [--readers 50]
 
