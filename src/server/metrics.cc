@@ -1,4 +1,4 @@
-// Buckets and names are vLLM's; docs/reference/metrics.md lists them with their meaning.
+// Buckets and names are vLLM's.
 #include "server/metrics.h"
 
 #include <algorithm>
