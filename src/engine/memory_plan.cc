@@ -407,9 +407,9 @@ std::vector<PlanChange> cheapest_changes(const Model& model, const EngineOptions
     consider(changed, format("--max-model-len {}", plan.fitting_model_len), "shorter context");
   }
   // Those that suffice in the order above; of the others, the largest first.
-  const auto others =
-      std::ranges::stable_partition(changes, [](const PlanChange& change) { return change.fits; });
-  std::ranges::stable_sort(others, [](const PlanChange& a, const PlanChange& b) {
+  const auto others = std::stable_partition(changes.begin(), changes.end(),
+                                            [](const PlanChange& change) { return change.fits; });
+  std::stable_sort(others, changes.end(), [](const PlanChange& a, const PlanChange& b) {
     return a.freed_bytes > b.freed_bytes;
   });
   return changes;
