@@ -232,7 +232,9 @@ TEST_F(ChatRoute, EveryBadRequestGetsItsStatusAndNamesTheField) {
 TEST_F(ChatRoute, EngineTroubleIsReportedBeforeAndDuringAStream) {
   say("some words of an answer");
   engine_->refuse = Error{ErrorCode::kOverloaded, "256 requests are waiting already"};
-  EXPECT_EQ(post(user("Hello")).answer.status, http_status(ErrorCode::kOverloaded));
+  const auto refused = post(user("Hello"));
+  EXPECT_EQ(refused.answer.status, 429);
+  EXPECT_EQ(refused.answer.headers.at("Retry-After"), "1");
   engine_->refuse.reset();
   engine_->fail = true;
   EXPECT_EQ(post(user("Hello")).answer.status, 500);
