@@ -279,30 +279,5 @@ TEST_F(ChatRoute, OtherRoutesAnswerAsDocumented) {
   EXPECT_THAT(status("GET", "/metrics").second, testing::HasSubstr("vllm:num_requests_running"));
 }
 
-TEST_F(ChatRoute, KeysGuardV1) {
-  api_ = ApiServer::create(*model_, {.served_model_names = {"demo"},
-                                     .api_keys = {"secret", "other"},
-                                     .tool_parser = "",
-                                     .reasoning_parser = ""})
-             .value();
-  const auto status = [&](const char* path, const char* authorization) {
-    RecordedReply reply;
-    api_->handle({.method = "GET",
-                  .path = path,
-                  .query = "",
-                  .headers = {{"authorization", authorization}},
-                  .body = "",
-                  .remote_address = ""},
-                 reply);
-    return reply.answer.status;
-  };
-  EXPECT_EQ(status("/health", ""), 200);
-  EXPECT_EQ(status("/v1/models", ""), 401);
-  EXPECT_EQ(status("/v1/models", "Bearer secre"), 401);
-  EXPECT_EQ(status("/v1/models", "Basic secret"), 401);
-  EXPECT_EQ(status("/v1/models", "bearer secret"), 200);
-  EXPECT_EQ(status("/v1/models", "Bearer other"), 200);
-}
-
 }  // namespace
 }  // namespace nibble
