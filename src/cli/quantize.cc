@@ -28,6 +28,7 @@ struct QuantizeFlags {
   std::string calibration;
   CalibrationOptions samples;
   std::string mode = "best";
+  std::vector<std::string> without;
   std::string norm_roundtrip = "once";
   bool all_experts = true;
   bool resume = false;
@@ -60,6 +61,9 @@ struct QuantizeFlags {
              "best: search with the recipe's observer and let each layer see the error of those "
              "before it; reference: as llm-compressor",
              {"best", "reference"});
+    v.option("without", &without,
+             "parts of --mode best left out, to see what each is worth: observer-search, "
+             "error-propagation, dead-channels, norm-loss, gated-norm, shortlist, refinement");
     v.option("norm-roundtrip", &norm_roundtrip,
              "how zero-centred norms are stored: rounded once, or as upstream",
              {"once", "upstream"});
@@ -148,7 +152,10 @@ int quantize(Arguments arguments) {
   options.calibrated.all_experts = flags.all_experts;
   options.calibrated.spill.memory_limit = flags.max_memory;
   options.calibrated.mode =
-      flags.mode == "best" ? CalibrationMode::kBest : CalibrationMode::kReference;
+      flags.mode == "best" ? CalibrationMode::best() : CalibrationMode::reference();
+  for (const std::string& part : flags.without)
+    if (const Status known = options.calibrated.mode.leave_out(part); !known)
+      return fail(known.error());
   options.calibrated.norm_rounding =
       flags.norm_roundtrip == "once" ? NormRounding::kOnce : NormRounding::kUpstream;
   if (options.recipe.needs_calibration() && !flags.calibration.empty()) {

@@ -74,8 +74,7 @@ class Pipeline {
                        {"output_bytes", report_.output_bytes},
                        {"modules", std::move(modules_)}};
     if (options_.recipe.needs_calibration()) {
-      report_.details["mode"] =
-          options_.calibrated.mode == CalibrationMode::kBest ? "best" : "reference";
+      report_.details["mode"] = options_.calibrated.mode.text();
       report_.details["calibration_samples"] = options_.calibration.size();
       report_.details["calibration_sha256"] = fingerprint()["the calibration set"];
       report_.details["mappings"] = std::move(calibrated_.mappings);
@@ -122,7 +121,7 @@ class Pipeline {
             {"the source", source_hashes_},
             {"the recipe", sha256_hex(options_.recipe.text)},
             {"the calibration set", samples.finish()},
-            {"--mode", static_cast<int>(options_.calibrated.mode)},
+            {"--mode", options_.calibrated.mode.text()},
             {"--norm-roundtrip", static_cast<int>(options_.calibrated.norm_rounding)},
             {"--calibrate-all-experts", options_.calibrated.all_experts}};
   }
