@@ -19,6 +19,7 @@ mkdir -p "$work"
 [ -n "${WORK:-}" ] || trap 'rm -rf "$work"' EXIT
 
 field() { sed -nE "s/.*\"$2\":([0-9.e+-]+).*/\1/p" "$1"; }
+calculate() { awk "BEGIN { printf \"%.9g\", $1 }"; }
 kl() { field "$work/$1.json" mean_kl; }
 
 # row NAME LABEL CHECKPOINT: judges it and prints a line of the table.
@@ -28,9 +29,9 @@ row() {
     sed "s/}\$/,\"bytes\":$(cat "$3"/*.safetensors | wc -c)}/" "$work/judged" >"$work/$1.json"
   fi
   local json=$work/$1.json
-  printf '| %s | %.1f | %.5f | %.4f | %.2f %% |\n' "$2" "$(bc -l <<<"$(field "$json" bytes) / 1048576")" \
+  printf '| %s | %.1f | %.5f | %.4f | %.2f %% |\n' "$2" "$(calculate "$(field "$json" bytes) / 1048576")" \
     "$(field "$json" mean_kl)" "$(field "$json" p99_kl)" \
-    "$(bc -l <<<"100 * $(field "$json" top1_agreement)")"
+    "$(calculate "100 * $(field "$json" top1_agreement)")"
 }
 # quantize SOURCE RECIPE FLAGS...: into $work/out.
 quantize() {
@@ -76,7 +77,7 @@ head() {
   printf '\n| variant | MiB | mean KL (nats) | p99 KL | same best token |\n| --- | --- | --- | --- | --- |\n'
 }
 # below A B: by how many per cent A's mean KL is below B's.
-below() { bc -l <<<"100 * (1 - $(kl "$1") / $(kl "$2"))" | xargs printf '%.1f %%'; }
+below() { printf '%.1f %%' "$(calculate "100 * (1 - $(kl "$1") / $(kl "$2"))")"; }
 
 upstream=(--mode reference --norm-roundtrip upstream)
 without_all=observer-search,error-propagation,dead-channels,norm-loss,gated-norm,shortlist,refinement
@@ -107,7 +108,6 @@ ours awq-mse '(d) AWQ mse, reference' w4a16-awq "${upstream[@]}"
 if [ -n "$python" ]; then
   [ ! -d "$work/out" ] || sed -nE 's/.*"calibration_sha256": "([0-9a-f]+)".*/\1/p' \
     "$work/out/quantization_report.json" >"$work/ours.ids"
-  theirs llmc-minmax 'llm-compressor, AWQ min-max' w4a16-awq-minmax bfloat16
   theirs llmc-mse 'llm-compressor, AWQ mse' w4a16-awq bfloat16
   cmp -s "$work/ours.ids" "$work/theirs.ids" ||
     { echo "fidelity_table: llm-compressor was not calibrated with our token ids" >&2; exit 1; }
