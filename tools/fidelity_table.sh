@@ -11,9 +11,9 @@ nibble=${1:?usage: tools/fidelity_table.sh NIBBLE [PYTHON]}
 python=${2:-}
 model=models/nibble-demo-14m
 prompts=models/calibration/hermes-style.json
-samples=${SAMPLES:-16}
+samples=${SAMPLES:-8}
 tokens=512
-judges=32
+judges=24
 work=${WORK:-$(mktemp -d)}
 mkdir -p "$work"
 [ -n "${WORK:-}" ] || trap 'rm -rf "$work"' EXIT
@@ -159,14 +159,14 @@ ours awq-best 'all of them: AWQ mse, best' w4a16-awq
 printf '\nOne part at a time, taken away from (e):\n'
 head
 ours best '(e) AWQ + GPTQ + refinement, best' w4a16-awq-gptq
-for part in refinement observer-search error-propagation dead-channels norm-loss shortlist; do
+for part in refinement observer-search error-propagation dead-channels norm-loss; do
   ours "no-$part" "without $part" w4a16-awq-gptq --without $part
 done
 ours gptq 'without AWQ' w4a16-gptq
 ours awq-best 'without GPTQ and refinement' w4a16-awq
 cat <<'TEXT'
 
-`shortlist` saves time only. Two more differences are not in the table because they change nothing here:
+`shortlist` only saves time. Two more differences are not in the table because they change nothing here:
 samples run one by one, so there is no padding to count, and `--seed` alone decides which samples
 `--shuffle` picks.
 

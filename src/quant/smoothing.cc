@@ -132,10 +132,10 @@ Result<std::vector<std::vector<SmoothingMapping>>> resolve_mappings(
   }
   const std::vector<LinearModule> linears = linear_modules(spec);
   for (const MappingRule& rule : rules) {
-    NB_TRY(NameMatcher smooth, NameMatcher::make(rule.smooth));
+    NB_TRY(NameMatcher smooth, NameMatcher::make(rule.smooth, "smooth_layer"));
     std::vector<NameMatcher> balance;
     for (const std::string& text : rule.balance) {
-      NB_TRY(NameMatcher matcher, NameMatcher::make(text));
+      NB_TRY(NameMatcher matcher, NameMatcher::make(text, "balance_layers"));
       balance.push_back(std::move(matcher));
     }
     bool used = false;
