@@ -13,7 +13,7 @@ model=models/nibble-demo-14m
 prompts=models/calibration/hermes-style.json
 samples=${SAMPLES:-8}
 tokens=512
-judges=24
+judges=16
 work=${WORK:-$(mktemp -d)}
 mkdir -p "$work"
 [ -n "${WORK:-}" ] || trap 'rm -rf "$work"' EXIT
