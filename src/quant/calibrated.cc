@@ -343,13 +343,17 @@ class Calibration {
                         "{}: no smoothing candidate has a finite loss; are the weights or the "
                         "calibration inputs damaged?",
                         mapping.smooth);
+    std::vector<double> scales = awq_scales(candidates[chosen], x_mean, w_mean,
+                                            options_.mode.has(Improvement::kDeadChannels));
+    const auto [smallest, largest] = std::ranges::minmax(scales);
     decisions_["mappings"].push_back({{"smooth", mapping.smooth},
                                       {"ratio", candidates[chosen].ratio},
                                       {"duo_scaling", candidates[chosen].duo},
+                                      {"smallest_scale", smallest},
+                                      {"largest_scale", largest},
                                       {"initial_loss", initial},
                                       {"loss", limits.bound}});
-    return awq_scales(candidates[chosen], x_mean, w_mean,
-                      options_.mode.has(Improvement::kDeadChannels));
+    return scales;
   }
 
   // The candidates that a part of the samples likes best, in order, and the identity.

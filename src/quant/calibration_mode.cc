@@ -37,7 +37,8 @@ std::string CalibrationMode::text() const {
   std::vector<std::string_view> missing;
   for (size_t i = 0; i < on_.size(); ++i)
     if (!on_[i]) missing.push_back(kNames[i]);
-  return missing.empty() ? "best" : "best without " + join(std::span<const std::string_view>(missing), ", ");
+  return missing.empty() ? "best"
+                         : "best without " + join(std::span<const std::string_view>(missing), ", ");
 }
 
 }  // namespace nibble
