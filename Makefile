@@ -1,15 +1,16 @@
 # The front door. `make demo` shows the whole line on the bundled model; `make test` runs every test.
 JOBS ?= 2
 .DEFAULT_GOAL := help
-.PHONY: help build demo test soak fuzz bench format tidy clean
+.PHONY: help build demo test soak fuzz bench fidelity format tidy clean
 
 help:
 	@echo "make demo    build, quantize the bundled model, serve it, make one tool call"
 	@echo "make test    build and run all tests"
 	@echo "make build   build/release/nibble"
 	@echo "make fuzz    each fuzz target for 10 minutes"
-	@echo "make soak    a million scheduler steps; the server under 200 streams and 5,000 idle clients"
+	@echo "make soak    a million scheduler steps, quantize killed 20 times, the server under load"
 	@echo "make bench   the benchmarks, with their tables"
+	@echo "make fidelity  docs/fidelity.md: what each recipe loses (PYTHON=... adds llm-compressor)"
 
 build:
 	@tools/setup.sh build
@@ -33,6 +34,7 @@ soak:
 	@cmake --preset test >/dev/null
 	@cmake --build --preset test -j $(JOBS) --target engine_tests nibble
 	@NIBBLE_SIMULATION_STEPS=1000000 build/test/tests/engine_tests --gtest_filter='SchedulerSimulation.*'
+	@tests/quant/kill_resume_test.sh build/test/nibble 20
 	@python3 benchmarks/serve_load.py build/test/nibble
 
 fuzz:
@@ -46,6 +48,10 @@ bench:
 	@cmake --preset release -DNIBBLE_BENCHMARKS=ON >/dev/null
 	@cmake --build --preset release -j $(JOBS)
 	@tools/bench.sh build/release
+
+fidelity: build
+	@tools/fidelity_table.sh build/release/nibble $(PYTHON) >build/fidelity.md
+	@mv build/fidelity.md docs/fidelity.md
 
 format:
 	@git ls-files 'src/*.h' 'src/*.cc' 'src/*.cu' 'src/*.cuh' 'tests/*.h' 'tests/*.cc' 'fuzz/*.cc' 'benchmarks/*.cc' 'benchmarks/*.h' 'benchmarks/*.cu' | xargs clang-format -i

@@ -17,10 +17,12 @@ inline size_t peak_resident_bytes() {
   return static_cast<size_t>(usage.ru_maxrss) << 10;
 }
 
-// A Llama-shaped BF16 checkpoint, one layer a shard; the bytes of one layer.
-inline Result<size_t> write_model(const fs::path& path, int num_layers, int64_t hidden) {
+// A Llama-shaped BF16 checkpoint, one layer a shard; the bytes of one layer. `intermediate` 0:
+// three times `hidden`.
+inline Result<size_t> write_model(const fs::path& path, int num_layers, int64_t hidden,
+                                  int64_t intermediate = 0) {
   constexpr int64_t kVocab = 1024;
-  const int64_t intermediate = 3 * hidden;
+  if (intermediate == 0) intermediate = 3 * hidden;
   const size_t layer_bytes =
       static_cast<size_t>(4 * hidden * hidden + 3 * hidden * intermediate) * 2;
   NB_TRY(CheckpointWriter writer,

@@ -1,46 +1,181 @@
 #!/usr/bin/env bash
-# The tables of docs/fidelity.md: every recipe on the bundled model, judged on held-out conversations.
-#   tools/fidelity_table.sh build/release/nibble > docs/fidelity-table.md      (about half an hour)
-# A checkpoint of another tool can be added as LABEL=DIR behind the binary.
+# Writes docs/fidelity.md to stdout: what each recipe loses on the bundled model, judged on held-out
+# conversations. `make fidelity` calls it; about an hour on two cores.
+#   tools/fidelity_table.sh NIBBLE [PYTHON]
+# PYTHON has tools/requirements-oracles.txt installed: then llm-compressor quantizes the model from the
+# same token ids, and its checkpoints are judged beside ours. SAMPLES: calibration conversations.
+# WORK: a folder that keeps finished rows, so that an interrupted run goes on behind them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-nibble=${1:?usage: tools/fidelity_table.sh NIBBLE [LABEL=DIR...]}
-shift
+nibble=${1:?usage: tools/fidelity_table.sh NIBBLE [PYTHON]}
+python=${2:-}
 model=models/nibble-demo-14m
 prompts=models/calibration/hermes-style.json
-samples=${SAMPLES:-64}
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+samples=${SAMPLES:-8}
+tokens=512
+judges=16
+work=${WORK:-$(mktemp -d)}
+mkdir -p "$work"
+[ -n "${WORK:-}" ] || trap 'rm -rf "$work"' EXIT
 
-row() { # label, checkpoint
-  local judged size
-  judged=$("$nibble" fidelity "$model" "$2" --num-samples 64 --prompts "$prompts" --json)
-  size=$(cat "$2"/*.safetensors | wc -c)
-  field() { sed -E "s/.*\"$1\":([0-9.e+-]+).*/\1/" <<<"$judged"; }
-  printf '| %s | %.1f | %.5f | %.4f | %.2f %% |\n' "$1" "$(bc -l <<<"$size / 1048576")" \
-    "$(field mean_kl)" "$(field p99_kl)" "$(bc -l <<<"100 * $(field top1_agreement)")"
-}
-ours() { # label, recipe, further flags
-  local label=$1 recipe=$2
-  shift 2
-  rm -rf "$work/out"
-  "$nibble" quantize "$model" "$work/out" --recipe "recipes/$recipe.yaml" --calibration "$prompts" \
-    --num-calibration-samples "$samples" "$@" >/dev/null 2>"$work/log" || { cat "$work/log" >&2; exit 1; }
-  row "$label" "$work/out"
-}
-head='| variant | MiB | mean KL (nats) | p99 KL | same best token |\n| --- | --- | --- | --- | --- |\n'
+field() { sed -nE "s/.*\"$2\":([0-9.e+-]+).*/\1/p" "$1"; }
+calculate() { awk "BEGIN { printf \"%.9g\", $1 }"; }
+kl() { field "$work/$1.json" mean_kl; }
 
-printf "$head"
-ours '(a) round to nearest, min-max' w4a16-rtn
-ours '(b) round to nearest, mse' w4a16-rtn-mse
-ours 'AWQ mse, `--mode reference`' w4a16-awq --mode reference
-for other in "$@"; do row "${other%%=*}" "${other#*=}"; done
-ours '(c) AWQ min-max' w4a16-awq-minmax
-ours '(d) AWQ mse' w4a16-awq
-ours 'AWQ + GPTQ, `--mode reference`' w4a16-awq-gptq --mode reference
-ours '(e) AWQ + GPTQ + refinement' w4a16-awq-gptq
-printf '\nLinear attention too (its two gate projections stay in floating point):\n\n'
-printf "$head"
-ours 'linear attention in BF16 = (e)' w4a16-awq-gptq
-ours 'linear attention in 8 bits' w4a16-awq-gptq-linear8
-ours 'linear attention in 4 bits' w4a16-awq-gptq-linear4
+# row NAME LABEL CHECKPOINT: judges it and prints a line of the table.
+row() {
+  if [ ! -s "$work/$1.json" ]; then
+    "$nibble" fidelity "$model" "$3" --num-samples $judges --max-seq-length $tokens --prompts "$prompts" --json >"$work/judged"
+    sed "s/}\$/,\"bytes\":$(cat "$3"/*.safetensors | wc -c)}/" "$work/judged" >"$work/$1.json"
+  fi
+  local json=$work/$1.json
+  printf '| %s | %.1f | %.5f | %.4f | %.2f %% |\n' "$2" "$(calculate "$(field "$json" bytes) / 1048576")" \
+    "$(field "$json" mean_kl)" "$(field "$json" p99_kl)" \
+    "$(calculate "100 * $(field "$json" top1_agreement)")"
+}
+# quantize SOURCE RECIPE FLAGS...: into $work/out.
+quantize() {
+  rm -rf "$work/out" "$work/out.calibration"
+  "$nibble" quantize "$1" "$work/out" --recipe "recipes/$2.yaml" --calibration "$prompts" \
+    --num-calibration-samples "$samples" --max-seq-length $tokens "${@:3}" >/dev/null 2>"$work/log" ||
+    { cat "$work/log" >&2; exit 1; }
+}
+# ours NAME LABEL RECIPE FLAGS...
+ours() {
+  [ -s "$work/$1.json" ] || quantize "$model" "$3" "${@:4}"
+  row "$1" "$2" "$work/out"
+}
+# theirs NAME LABEL RECIPE DTYPE: llm-compressor, from the ids that $work/out was calibrated with.
+theirs() {
+  if [ ! -s "$work/$1.json" ]; then
+    rm -rf "$work/theirs"
+    "$python" tools/make_awq_goldens.py "$model" "recipes/$3.yaml" --calibration "$prompts" \
+      --num-samples "$samples" --max-seq-length $tokens --dtype "$4" --save "$work/theirs" \
+      >"$work/theirs.log" 2>&1 || { cat "$work/theirs.log" >&2; exit 1; }
+    tail -n 1 "$work/theirs.log" >"$work/theirs.ids"
+  fi
+  row "$1" "$2" "$work/theirs"
+}
+# The same weights with every value in float32.
+in_float32() {
+  [ -d "$work/float32" ] || "$python" - "$model" "$work/float32" <<'PY'
+import shutil, sys
+from pathlib import Path
+import torch
+from safetensors.torch import load_file, save_file
+source, target = map(Path, sys.argv[1:])
+target.mkdir()
+for path in source.iterdir():
+    if path.suffix == ".safetensors":
+        save_file({k: v.to(torch.float32) for k, v in load_file(path).items()}, target / path.name,
+                  metadata={"format": "pt"})
+    else:
+        shutil.copy(path, target / path.name)
+PY
+}
+head() {
+  printf '\n| variant | MiB | mean KL (nats) | p99 KL | same best token |\n| --- | --- | --- | --- | --- |\n'
+}
+# below A B: by how many per cent A's mean KL is below B's.
+below() { printf '%.1f %%' "$(calculate "100 * (1 - $(kl "$1") / $(kl "$2"))")"; }
+
+upstream=(--mode reference --norm-roundtrip upstream)
+without_all=observer-search,error-propagation,dead-channels,norm-loss,gated-norm,shortlist,refinement
+# only PART: the flags of the reference with one part of best added.
+only() {
+  local part
+  for part in ${without_all//,/ }; do [ "$part" = "$1" ] || printf -- '--without %s ' "$part"; done
+}
+
+cat <<TEXT
+# What quantization loses
+
+Written by \`make fidelity\` (\`tools/fidelity_table.sh\`) on $(date -u +%F), nibble $("$nibble" --version | grep -oE '[0-9]+\.[0-9]+[^ ]*' | head -n 1), $(grep -m 1 'model name' /proc/cpuinfo | sed 's/.*: //');
+do not edit. The model is \`$model\`; calibration: the first $samples conversations of
+\`$prompts\`, at most $tokens tokens each, one by one without padding. KL is KL(BF16 || quantized) per
+position over $judges conversations that calibration did not see (\`nibble fidelity\`).
+
+## Recipes of one format and size
+
+4-bit integers, groups of 128, asymmetric; linear attention, head and embedding in BF16. "Reference"
+is \`--mode reference --norm-roundtrip upstream\`, llm-compressor's algorithm; "best" is the default.
+TEXT
+head
+ours rtn '(a) round to nearest, min-max' w4a16-rtn
+ours rtn-mse '(b) round to nearest, mse' w4a16-rtn-mse
+ours awq-minmax '(c) AWQ min-max, reference' w4a16-awq-minmax "${upstream[@]}"
+ours awq-mse '(d) AWQ mse, reference' w4a16-awq "${upstream[@]}"
+if [ -n "$python" ]; then
+  [ ! -d "$work/out" ] || sed -nE 's/.*"calibration_sha256": "([0-9a-f]+)".*/\1/p' \
+    "$work/out/quantization_report.json" >"$work/ours.ids"
+  theirs llmc-mse 'llm-compressor, AWQ mse' w4a16-awq bfloat16
+  cmp -s "$work/ours.ids" "$work/theirs.ids" ||
+    { echo "fidelity_table: llm-compressor was not calibrated with our token ids" >&2; exit 1; }
+fi
+ours awq-gptq-reference 'AWQ + GPTQ, reference' w4a16-awq-gptq "${upstream[@]}"
+ours awq-best 'AWQ mse, best' w4a16-awq
+ours best '(e) AWQ + GPTQ + refinement, best' w4a16-awq-gptq
+echo
+echo "(e) is $(below best awq-mse) below (d), and $(below best awq-best) below AWQ alone in best mode."
+if [ -n "$python" ]; then
+  cat <<TEXT
+(d) is $(below awq-mse llmc-mse) below llm-compressor $("$python" -c 'import llmcompressor; print(llmcompressor.__version__)' 2>/dev/null | tail -n 1) calibrated with the same token ids.
+
+In BF16 the reference is worse than rounding to nearest, here and in llm-compressor: channels of this
+model that are always zero get the scale 1e-4, the normalisation then moves all other scales by orders
+of magnitude, and the norm gains that result cannot be told apart in BF16
+([reference/quantization.md](reference/quantization.md)). Where the dtype can hold them, all else equal,
+it does what it should; the same in float32, norms and scales included:
+TEXT
+  head
+  in_float32
+  [ -s "$work/awq-f32.json" ] || quantize "$work/float32" w4a16-awq "${upstream[@]}"
+  row awq-f32 '(d) AWQ mse, reference, float32' "$work/out"
+  theirs llmc-f32 'llm-compressor, AWQ mse, float32' w4a16-awq float32
+  [ -s "$work/best-f32.json" ] || quantize "$work/float32" w4a16-awq-gptq
+  row best-f32 '(e) AWQ + GPTQ + refinement, best, float32' "$work/out"
+  echo
+  echo "(d) is $(below awq-f32 llmc-f32) below llm-compressor, (e) $(below best-f32 awq-f32) below (d)."
+else
+  printf '\nllm-compressor was not installed: no rows of its own.\n'
+fi
+cat <<'TEXT'
+
+## What each improvement buys
+
+One part of best mode at a time, added to the reference's AWQ:
+TEXT
+head
+ours awq-mse '(d) AWQ mse, reference' w4a16-awq "${upstream[@]}"
+# shellcheck disable=SC2046  # the words are flags
+ours only-dead-channels 'with dead channels spared' w4a16-awq $(only dead-channels)
+# shellcheck disable=SC2046
+ours only-norm-loss "with the norm's rounding in the loss" w4a16-awq $(only norm-loss)
+# shellcheck disable=SC2046
+ours only-observer-search "with the recipe's observer in the search" w4a16-awq $(only observer-search)
+# shellcheck disable=SC2046
+ours only-error-propagation 'with the error propagated' w4a16-awq $(only error-propagation)
+ours awq-best 'all of them: AWQ mse, best' w4a16-awq
+printf '\nOne part at a time, taken away from (e):\n'
+head
+ours best '(e) AWQ + GPTQ + refinement, best' w4a16-awq-gptq
+for part in refinement observer-search error-propagation dead-channels norm-loss; do
+  ours "no-$part" "without $part" w4a16-awq-gptq --without $part
+done
+ours gptq 'without AWQ' w4a16-gptq
+ours awq-best 'without GPTQ and refinement' w4a16-awq
+cat <<'TEXT'
+
+`shortlist` only saves time. Two more differences are not in the table because they change nothing here:
+samples run one by one, so there is no padding to count, and `--seed` alone decides which samples
+`--shuffle` picks.
+
+## Linear attention, size against loss
+
+Its two gate projections, which are tiny, stay in BF16; everything else as (e).
+TEXT
+head
+ours best 'linear attention in BF16 = (e)' w4a16-awq-gptq
+ours linear8 'linear attention in 8 bits' w4a16-awq-gptq-linear8
+ours linear4 'linear attention in 4 bits' w4a16-awq-gptq-linear4
+ours linear4-no-gated-norm 'in 4 bits, without gated-norm' w4a16-awq-gptq-linear4 --without gated-norm

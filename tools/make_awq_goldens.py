@@ -5,12 +5,16 @@
         --calibration ids.json --dtype float32 --scales tests/golden/awq/scales.safetensors
 
 The calibration file is a list of lists of token ids, or of Hermes conversations, which are rendered
-with the model's chat template (the first --num-samples, cut at 2048 tokens). With --save DIR the quantized checkpoint is written too, for
-`nibble fidelity`. Needs tools/requirements-oracles.txt.
+with the model's chat template (the first --num-samples, cut at --max-seq-length tokens) as nibble
+renders them; the last line printed is the hash that quantization_report.json has as
+calibration_sha256. With --save DIR the quantized checkpoint is written too, for `nibble fidelity`.
+Needs tools/requirements-oracles.txt.
 """
 
 import argparse
+import hashlib
 import json
+import struct
 import tempfile
 
 import torch
@@ -37,14 +41,20 @@ def modifiers(path):
     return [AWQModifier(**awq), QuantizationModifier(**rest)]
 
 
-def render(record, tokenizer):
+# The system turn of this layout spells its tools out; they are not handed to the template again.
+def render(record, tokenizer, max_seq_length):
     roles = {"human": "user", "gpt": "assistant"}
     messages = [{"role": roles.get(turn["from"], turn["from"]), "content": turn["value"]}
                 for turn in record["conversations"]]
-    tools = record.get("tools")
-    text = tokenizer.apply_chat_template(
-        messages, tools=json.loads(tools) if isinstance(tools, str) else tools, tokenize=False)
-    return tokenizer(text, add_special_tokens=False)["input_ids"][:2048]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    return tokenizer(text, add_special_tokens=False)["input_ids"][:max_seq_length]
+
+
+def hash_of(samples):
+    digest = hashlib.sha256()
+    for ids in samples:
+        digest.update(struct.pack(f"<{len(ids)}i", *ids) + b"\n")
+    return digest.hexdigest()
 
 
 def save_layer(arguments, found, model):
@@ -66,6 +76,7 @@ def main():
     parser.add_argument("recipe")
     parser.add_argument("--calibration", required=True)
     parser.add_argument("--num-samples", type=int, default=64)
+    parser.add_argument("--max-seq-length", type=int, default=2048)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--scales")
     parser.add_argument("--save")
@@ -92,7 +103,7 @@ def main():
         samples = json.load(file)[:arguments.num_samples]
     if isinstance(samples[0], dict):
         tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-        samples = [render(record, tokenizer) for record in samples]
+        samples = [render(record, tokenizer, arguments.max_seq_length) for record in samples]
     data = Dataset.from_dict({"input_ids": samples,
                               "attention_mask": [[1] * len(ids) for ids in samples]})
     oneshot(model=model, dataset=data, recipe=modifiers(arguments.recipe),
@@ -115,6 +126,7 @@ def main():
     if arguments.save:
         model.save_pretrained(arguments.save, save_compressed=True)
         AutoTokenizer.from_pretrained(arguments.model).save_pretrained(arguments.save)
+    print(hash_of(samples))
 
 
 if __name__ == "__main__":

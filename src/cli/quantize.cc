@@ -28,6 +28,7 @@ struct QuantizeFlags {
   std::string calibration;
   CalibrationOptions samples;
   std::string mode = "best";
+  std::vector<std::string> without;
   std::string norm_roundtrip = "once";
   bool all_experts = true;
   bool resume = false;
@@ -60,6 +61,9 @@ struct QuantizeFlags {
              "best: search with the recipe's observer and let each layer see the error of those "
              "before it; reference: as llm-compressor",
              {"best", "reference"});
+    v.option("without", &without,
+             "parts of --mode best left out, to see what each is worth: observer-search, "
+             "error-propagation, dead-channels, norm-loss, gated-norm, shortlist, refinement");
     v.option("norm-roundtrip", &norm_roundtrip,
              "how zero-centred norms are stored: rounded once, or as upstream",
              {"once", "upstream"});
@@ -71,7 +75,9 @@ struct QuantizeFlags {
         "bytes of calibration activations held in memory; beyond, they live in a file beside OUT");
     v.option("num-threads", &num_threads, "threads, 0 for all");
     v.option("max-shard-bytes", &max_shard_bytes, "largest output file");
-    v.option("json", &json, "print the report as JSON on stdout");
+    v.option("json", &json,
+             "a log for machines on stdout: a JSON object a line, with the times that the report "
+             "leaves out; with --dry-run, the estimate");
   }
 };
 
@@ -101,7 +107,19 @@ Result<Recipe> chosen_recipe(const QuantizeFlags& flags) {
   return parse_recipe(text, path);
 }
 
-void print_estimate(const QuantizeEstimate& estimate) {
+void print_estimate(const QuantizeEstimate& estimate, bool json) {
+  if (json) {
+    std::puts(dump_json({{"event", "estimate"},
+                         {"num_quantized", estimate.num_quantized},
+                         {"num_kept", estimate.num_kept},
+                         {"source_bytes", estimate.source_bytes},
+                         {"output_bytes", estimate.output_bytes},
+                         {"memory_bytes", estimate.memory_bytes},
+                         {"disk_bytes", estimate.disk_bytes},
+                         {"seconds", estimate.seconds}})
+                  .c_str());
+    return;
+  }
   const auto bytes = [](size_t n) { return format_bytes(static_cast<double>(n)); };
   std::printf("would quantize %d modules and keep %d in floating point\n", estimate.num_quantized,
               estimate.num_kept);
@@ -112,6 +130,25 @@ void print_estimate(const QuantizeEstimate& estimate) {
     std::printf("  beside OUT   about %s while it runs\n", bytes(estimate.disk_bytes).c_str());
   std::printf("  time         about %.0f s (this machine: %.0f GFLOP/s)\n", estimate.seconds,
               estimate.flops_per_second / 1e9);
+}
+
+// An event of the --json log; flushed, because a run may take hours and be watched.
+void log_event(const char* event, Json fields) {
+  fields["event"] = event;
+  std::puts(dump_json(fields).c_str());
+  std::fflush(stdout);
+}
+
+Json layer_event(const LayerSummary& layer, double elapsed_seconds) {
+  return {{"layer", layer.layer},
+          {"num_layers", layer.num_layers},
+          {"resumed", layer.resumed},
+          {"smoothing_check", layer.smoothing_check},
+          {"search_seconds", layer.search_seconds},
+          {"rounding_seconds", layer.rounding_seconds},
+          {"forward_seconds", layer.forward_seconds},
+          {"elapsed_seconds", elapsed_seconds},
+          {"mappings", *layer.mappings}};
 }
 
 // One line per layer: losses of its mappings before and after the search, and the time to go.
@@ -148,7 +185,10 @@ int quantize(Arguments arguments) {
   options.calibrated.all_experts = flags.all_experts;
   options.calibrated.spill.memory_limit = flags.max_memory;
   options.calibrated.mode =
-      flags.mode == "best" ? CalibrationMode::kBest : CalibrationMode::kReference;
+      flags.mode == "best" ? CalibrationMode::best() : CalibrationMode::reference();
+  for (const std::string& part : flags.without)
+    if (const Status known = options.calibrated.mode.leave_out(part); !known)
+      return fail(known.error());
   options.calibrated.norm_rounding =
       flags.norm_roundtrip == "once" ? NormRounding::kOnce : NormRounding::kUpstream;
   if (options.recipe.needs_calibration() && !flags.calibration.empty()) {
@@ -158,11 +198,17 @@ int quantize(Arguments arguments) {
     if (!set) return fail(set.error());
     for (const std::string& line : set->skipped) log_warning("calibration: {}", line);
     options.calibration = std::move(set->samples);
+    options.calibration_notes = {{"file", fs::path(flags.calibration).filename().string()},
+                                 {"num_tokens", set->num_tokens},
+                                 {"max_seq_length", flags.samples.max_seq_length},
+                                 {"shuffle", flags.samples.shuffle},
+                                 {"seed", flags.samples.seed},
+                                 {"skipped", set->skipped}};
   }
   if (flags.dry_run) {
     const Result<QuantizeEstimate> estimate = estimate_quantization(flags.model, options);
     if (!estimate) return fail(estimate.error());
-    print_estimate(*estimate);
+    print_estimate(*estimate, flags.json);
     return 0;
   }
   const bool live = ::isatty(STDERR_FILENO) != 0;
@@ -171,12 +217,19 @@ int quantize(Arguments arguments) {
   int num_done = 0;
   options.calibrated.progress = [&](const LayerSummary& layer) {
     if (!layer.resumed) ++num_done;
-    print_layer(layer, num_done, std::chrono::steady_clock::now() - start);
+    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+    print_layer(layer, num_done, elapsed);
+    if (flags.json) log_event("layer", layer_event(layer, elapsed.count()));
   };
+  auto writing = start;  // when the last stage began
   options.progress = [&](size_t done, size_t total, const std::string& module) {
     const size_t tenth = done * 10 / total;
+    if (done == 1) writing = std::chrono::steady_clock::now();
     if (live) {
-      std::fprintf(stderr, "\r\033[Kquantize %zu/%zu %s", done, total, module.c_str());
+      const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - writing;
+      std::fprintf(stderr, "\r\033[Kquantize %zu/%zu, %.0f s to go: %s", done, total,
+                   elapsed.count() / static_cast<double>(done) * static_cast<double>(total - done),
+                   module.c_str());
       if (done == total) std::fputs("\r\033[K", stderr);
     } else if (tenth != last_tenth) {
       std::fprintf(stderr, "quantize %zu%%\n", tenth * 10);
@@ -186,7 +239,12 @@ int quantize(Arguments arguments) {
   const Result<QuantizeReport> report = quantize_checkpoint(flags.model, flags.out, options);
   if (!report) return fail(report.error());
   if (flags.json) {
-    std::puts(dump_json(report->details).c_str());
+    log_event("done", {{"out", flags.out},
+                       {"seconds", report->seconds},
+                       {"num_quantized", report->num_quantized},
+                       {"num_kept", report->num_kept},
+                       {"warnings", report->warnings},
+                       {"report", report->details}});
     return 0;
   }
   std::printf("wrote %s\n", flags.out.c_str());

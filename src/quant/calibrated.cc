@@ -43,13 +43,17 @@ class Calibration {
         options_(options),
         journal_(journal),
         pool_(pool),
-        propagate_(options.mode == CalibrationMode::kBest) {
+        propagate_(options.mode.has(Improvement::kErrorPropagation)) {
     result_.plan = SmoothingPlan(options.norm_rounding, spec.norm_weight_offset);
   }
 
   Result<CalibratedWeights> run(const std::vector<std::vector<int32_t>>& samples) {
     if (recipe_.awq) {
       NB_TRY(mappings_, resolve_mappings(spec_, recipe_.awq->mappings));
+      if (recipe_.awq->mappings.empty() && options_.mode.has(Improvement::kGatedNorm))
+        for (size_t layer = 0; layer < mappings_.size(); ++layer)
+          for (SmoothingMapping& mapping : gated_norm_mappings(spec_, static_cast<int>(layer)))
+            mappings_[layer].push_back(std::move(mapping));
     } else {
       mappings_.resize(spec_.layers.size());
     }
@@ -160,8 +164,8 @@ class Calibration {
       NB_TRY(std::vector<double> scales, search(layer, mapping, working, recording, pass));
       for (const std::string& module : mapping.balance) {
         std::vector<double>& product = input_scales[module];
-        product.resize(scales.size(), 1.0);
-        for (size_t i = 0; i < scales.size(); ++i) product[i] *= scales[i];
+        product.resize(static_cast<size_t>(working.linear(module)->in_features), 1.0);
+        for (size_t i = 0; i < product.size(); ++i) product[i] *= scales[i % scales.size()];
       }
       decisions_["smoothing"][mapping.smooth] = scales;
       result_.plan.add(mapping, std::move(scales));
@@ -187,9 +191,10 @@ class Calibration {
         OwnedTensor& weight = result.values[name] = smoothed(name, linear->dense);
         linear->dense = weight.view();
       }
-    for (const char* name : {"input_layernorm", "post_attention_layernorm"}) {
+    for (const char* name : {"input_layernorm", "post_attention_layernorm", "linear_attn.norm"}) {
       const std::string module = format("{}layers.{}.{}", spec_.weight_prefix, layer, name);
       Tensor* norm = result.layer.norm(module);
+      if (norm == nullptr) continue;
       OwnedTensor& values = result.values[module] = smoothed(module, *norm);
       *norm = values.view();
     }
@@ -236,7 +241,7 @@ class Calibration {
                                     WorkingLayer& working) const {
     std::vector<double> factors = scales;
     for (double& factor : factors) factor = 1 / factor;
-    if (!propagate_ || !mapping.smooth_is_norm) return factors;
+    if (!options_.mode.has(Improvement::kNormLoss) || !mapping.smooth_is_norm) return factors;
     const Tensor norm = *working.norm(mapping.smooth);
     SmoothingPlan trial(options_.norm_rounding, spec_.norm_weight_offset);
     trial.add(mapping, scales);
@@ -246,10 +251,10 @@ class Calibration {
     std::vector<float> to(scales.size());
     to_float(norm, from.data());
     to_float(smoothed_norm.view(), to.data());
+    const float offset = trial.norm_offset(mapping.smooth + ".weight");
     for (size_t i = 0; i < factors.size(); ++i)
-      if (from[i] + spec_.norm_weight_offset != 0)
-        factors[i] = static_cast<double>((to[i] + spec_.norm_weight_offset) /
-                                         (from[i] + spec_.norm_weight_offset));
+      if (from[i] + offset != 0)
+        factors[i] = static_cast<double>((to[i] + offset) / (from[i] + offset));
     return factors;
   }
 
@@ -261,8 +266,9 @@ class Calibration {
                                    const std::vector<float>& importance) const {
     OwnedTensor trial = OwnedTensor::copy_of(weight);
     scale_columns(trial.view(), scales, pool_);
-    NB_TRY(const auto observer,
-           make_observer(propagate_ ? group.observer : std::string("memoryless_minmax")));
+    NB_TRY(const auto observer, make_observer(options_.mode.has(Improvement::kObserverSearch)
+                                                  ? group.observer
+                                                  : std::string("memoryless_minmax")));
     NB_TRY(const QuantizedWeight rounded,
            round_to_nearest(trial.view(), group.format, *observer, importance, pool_));
     dequantize_weight(rounded, group.format, trial.view(), pool_);
@@ -274,10 +280,13 @@ class Calibration {
                                      WorkingLayer& working, LayerPass::Recording& recording,
                                      LayerPass& pass) {
     const InputMoments& moments = recording.inputs[working.linear(mapping.balance[0])];
+    const size_t num_columns = moments.sum_abs.size();
+    const size_t num_scales =
+        mapping.num_scales > 0 ? static_cast<size_t>(mapping.num_scales) : num_columns;
     std::vector<float> x_mean;
-    for (const double sum : moments.sum_abs)
+    for (const double sum : folded(moments.sum_abs, num_scales))
       x_mean.push_back(static_cast<float>(sum / static_cast<double>(moments.num_tokens)));
-    WeightStatistic statistic(static_cast<int64_t>(x_mean.size()));
+    WeightStatistic statistic(static_cast<int64_t>(num_columns));
     std::map<std::string, OwnedTensor> current;
     for (const std::string& module : mapping.balance) {
       const QuantizationGroup* group = group_of(module);
@@ -285,17 +294,20 @@ class Calibration {
       OwnedTensor& weight = current[module] = smoothed(module, working.linear(module)->dense);
       statistic.add(weight.view(), group->format);
     }
-    const std::vector<double> w_mean = statistic.mean();
+    const std::vector<double> w_mean = folded(statistic.mean(), num_scales);
 
     const std::vector<AwqCandidate> candidates = awq_candidates(*recipe_.awq);
     const auto loss_of = [&](size_t i, const LayerPass::ReplayLimits& limits) -> Result<double> {
-      const std::vector<double> scales = awq_scales(candidates[i], x_mean, w_mean, propagate_);
-      const std::vector<double> factors = input_factors(mapping, scales, working);
+      const std::vector<double> scales =
+          awq_scales(candidates[i], x_mean, w_mean, options_.mode.has(Improvement::kDeadChannels));
+      const std::vector<double> factors =
+          repeated(input_factors(mapping, scales, working), num_columns);
+      const std::vector<double> column_scales = repeated(scales, num_columns);
       WorkingLayer trial = working;
       std::map<std::string, OwnedTensor> weights;
       for (auto& [module, weight] : current) {
         NB_TRY(weights[module],
-               named(module, trial_weight(weight.view(), scales, factors, *group_of(module),
+               named(module, trial_weight(weight.view(), column_scales, factors, *group_of(module),
                                           importance_of(moments, factors))));
         trial.linear(module)->dense = weights[module].view();
       }
@@ -313,7 +325,7 @@ class Calibration {
 
     std::vector<size_t> finalists(candidates.size());
     std::iota(finalists.begin(), finalists.end(), 0);
-    if (propagate_ && mapping.parent != SmoothingParent::kLinear) {
+    if (options_.mode.has(Improvement::kShortlist) && mapping.parent != SmoothingParent::kLinear) {
       NB_TRY(finalists, shortlist(candidates.size(), pass.num_tokens(), loss_of));
     }
     double initial = 0;
@@ -331,12 +343,17 @@ class Calibration {
                         "{}: no smoothing candidate has a finite loss; are the weights or the "
                         "calibration inputs damaged?",
                         mapping.smooth);
+    std::vector<double> scales = awq_scales(candidates[chosen], x_mean, w_mean,
+                                            options_.mode.has(Improvement::kDeadChannels));
+    const auto [smallest, largest] = std::ranges::minmax(scales);
     decisions_["mappings"].push_back({{"smooth", mapping.smooth},
                                       {"ratio", candidates[chosen].ratio},
                                       {"duo_scaling", candidates[chosen].duo},
+                                      {"smallest_scale", smallest},
+                                      {"largest_scale", largest},
                                       {"initial_loss", initial},
                                       {"loss", limits.bound}});
-    return awq_scales(candidates[chosen], x_mean, w_mean, propagate_);
+    return scales;
   }
 
   // The candidates that a part of the samples likes best, in order, and the identity.
@@ -356,6 +373,21 @@ class Calibration {
       kept.push_back(ranked[i].second);
     std::ranges::sort(kept);
     return kept;
+  }
+
+  // Mean of the columns that share a scale, and the way back.
+  static std::vector<double> folded(const std::vector<double>& columns, size_t num_scales) {
+    if (num_scales == columns.size()) return columns;
+    std::vector<double> mean(num_scales);
+    for (size_t i = 0; i < columns.size(); ++i) mean[i % num_scales] += columns[i];
+    for (double& value : mean)
+      value /= static_cast<double>(columns.size()) / static_cast<double>(num_scales);
+    return mean;
+  }
+  static std::vector<double> repeated(const std::vector<double>& scales, size_t num_columns) {
+    std::vector<double> columns(num_columns);
+    for (size_t i = 0; i < num_columns; ++i) columns[i] = scales[i % scales.size()];
+    return columns;
   }
 
   template <class T>
@@ -436,7 +468,7 @@ class Calibration {
         OwnedTensor second_moments = hessian(moments, factors);
         NB_TRY(rounded, named(module, gptq(weight.view(), second_moments.view(), group->format,
                                            *observer, importance, *recipe_.gptq, pool_)));
-        if (propagate_)
+        if (options_.mode.has(Improvement::kRefinement))
           refine(weight.view(), second_moments.view(), group->format, {}, rounded, pool_);
       } else {
         NB_TRY(rounded, named(module, round_to_nearest(weight.view(), group->format, *observer,

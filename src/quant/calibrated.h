@@ -8,18 +8,13 @@
 #include <vector>
 
 #include "base/json.h"
+#include "quant/calibration_mode.h"
 #include "quant/journal.h"
 #include "quant/layer_pass.h"
 #include "quant/recipe.h"
 #include "quant/smoothing.h"
 
 namespace nibble {
-
-// kReference does what llm-compressor does: the search rounds with min-max whatever the recipe's
-// observer is, and every layer sees the activations of full-precision layers. kBest searches with
-// the recipe's observer, lets each layer see what the quantized layers before it produce, spares
-// dead channels, searches on a part of the samples first, and refines what GPTQ leaves.
-enum class CalibrationMode { kReference, kBest };
 
 // What happened to one layer, for people.
 struct LayerSummary {
@@ -34,7 +29,7 @@ struct LayerSummary {
 };
 
 struct CalibratedOptions {
-  CalibrationMode mode = CalibrationMode::kBest;
+  CalibrationMode mode = CalibrationMode::best();
   NormRounding norm_rounding = NormRounding::kOnce;
   bool all_experts = true;  // see LayerPass::Recording
   Spill spill;

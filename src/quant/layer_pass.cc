@@ -195,6 +195,8 @@ LinearWeight* WorkingLayer::linear(const std::string& module) {
 Tensor* WorkingLayer::norm(const std::string& module) {
   if (module == prefix_ + "input_layernorm") return &weights_.input_layernorm;
   if (module == prefix_ + "post_attention_layernorm") return &weights_.post_attention_layernorm;
+  if (module == prefix_ + "linear_attn.norm" && weights_.delta_net.norm.data != nullptr)
+    return &weights_.delta_net.norm;
   return nullptr;
 }
 

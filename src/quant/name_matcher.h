@@ -12,12 +12,15 @@ namespace nibble {
 // "re:PATTERN" (from the start of the name), a full name, or the class name Linear.
 class NameMatcher {
  public:
-  static Result<NameMatcher> make(const std::string& text) {
+  // `field` of the recipe, for the error.
+  static Result<NameMatcher> make(const std::string& text, std::string_view field) {
     NameMatcher matcher;
     matcher.text_ = text;
     if (text.starts_with("re:")) {
-      NB_TRY(Pattern pattern, Pattern::compile(std::string_view(text).substr(3)));
-      matcher.pattern_ = std::move(pattern);
+      Result<Pattern> pattern = Pattern::compile(std::string_view(text).substr(3));
+      if (!pattern)
+        return make_error(pattern.error().code, "recipe: {}: {}", field, pattern.error().message);
+      matcher.pattern_ = std::move(*pattern);
     }
     return matcher;
   }

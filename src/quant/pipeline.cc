@@ -70,17 +70,20 @@ class Pipeline {
                        {"algorithm", options_.recipe.algorithm()},
                        {"nibble_version", kVersion},
                        {"recipe_sha256", sha256_hex(options_.recipe.text)},
+                       {"source_sha256", source_hashes_},
                        {"source_bytes", report_.source_bytes},
                        {"output_bytes", report_.output_bytes},
                        {"modules", std::move(modules_)}};
     if (options_.recipe.needs_calibration()) {
-      report_.details["mode"] =
-          options_.calibrated.mode == CalibrationMode::kBest ? "best" : "reference";
+      report_.details["mode"] = options_.calibrated.mode.text();
+      report_.details["norm_roundtrip"] =
+          options_.calibrated.norm_rounding == NormRounding::kOnce ? "once" : "upstream";
       report_.details["calibration_samples"] = options_.calibration.size();
+      if (!options_.calibration_notes.is_null())
+        report_.details["calibration"] = options_.calibration_notes;
       report_.details["calibration_sha256"] = fingerprint()["the calibration set"];
       report_.details["mappings"] = std::move(calibrated_.mappings);
       report_.details["layers"] = std::move(calibrated_.layers);
-      report_.details["source_sha256"] = source_hashes_;
     }
     NB_TRY_STATUS(writer.add_file("quantization_report.json", dump_json_pretty(report_.details)));
     NB_TRY_STATUS(writer.finish());
@@ -122,7 +125,7 @@ class Pipeline {
             {"the source", source_hashes_},
             {"the recipe", sha256_hex(options_.recipe.text)},
             {"the calibration set", samples.finish()},
-            {"--mode", static_cast<int>(options_.calibrated.mode)},
+            {"--mode", options_.calibrated.mode.text()},
             {"--norm-roundtrip", static_cast<int>(options_.calibrated.norm_rounding)},
             {"--calibrate-all-experts", options_.calibrated.all_experts}};
   }
@@ -162,6 +165,10 @@ class Pipeline {
     for (const SafetensorsFile& shard : dir.shards()) total += shard.tensors().size();
     size_t done = 0;
     for (const SafetensorsFile& shard : dir.shards()) {
+      const std::string file = shard.path().filename().string();
+      if (!source_hashes_.contains(file)) {  // scan_source() was not needed
+        NB_TRY(source_hashes_[file], sha256_file(shard.path()));
+      }
       for (const TensorInfo& info : shard.tensors()) {
         report_.source_bytes += info.num_bytes;
         for (const NamedTensor& part : split_experts(info.name, shard.view(info)))
@@ -252,7 +259,7 @@ class Pipeline {
   std::map<std::string, const ModuleDecision*> quantized_;
   CalibratedWeights calibrated_;
   std::optional<CalibrationJournal> journal_;
-  Json source_hashes_;
+  Json source_hashes_ = Json::object();  // by file name
   QuantizeReport report_;
   Json modules_ = Json::object();
 };

@@ -18,10 +18,10 @@ namespace {
 constexpr std::array<std::string_view, 8> kQuantizationKeys = {
     "config_groups",   "targets",         "ignore",   "scheme",
     "kv_cache_scheme", "weight_observer", "observer", "bypass_divisibility_checks"};
-constexpr std::array<std::string_view, 9> kAwqKeys = {
-    "mappings",         "duo_scaling",        "n_grid",
-    "offload_device",   "sequential_targets", "requires_calibration_data",
-    "max_chunk_memory", "smooth_layer",       "balance_layers"};
+constexpr std::array<std::string_view, 7> kAwqKeys = {
+    "mappings",        "duo_scaling",        "n_grid",
+    "offload_device",  "sequential_targets", "requires_calibration_data",
+    "max_chunk_memory"};
 constexpr std::array<std::string_view, 6> kGptqKeys = {
     "block_size",         "dampening_frac",   "actorder",
     "sequential_targets", "offload_hessians", "requires_calibration_data"};
@@ -33,6 +33,8 @@ class RecipeReader {
  public:
   explicit RecipeReader(std::string_view what) : what_(what) {}
 
+  // Keys that only say where or in which pieces llm-compressor computes (offload_device,
+  // block_size, sequential_targets...) change no result here and are passed over.
   Result<Recipe> read(const Json& root) {
     if (!root.is_object()) return bad("the recipe", root, "a mapping of stages");
     for (const auto& [stage, modifiers] : root.items()) {
@@ -161,6 +163,9 @@ class RecipeReader {
         return bad("GPTQModifier.dampening_frac", dampening, "a number above 0, at most 1");
       settings.dampening = dampening.get<float>();
     }
+    if (const Json& size = at(arguments, "block_size"); !size.is_null())
+      if (!size.is_number_integer() || size < 1)
+        return bad("GPTQModifier.block_size", size, "an integer above 0");
     if (arguments.contains("actorder")) {
       const Json& order = at(arguments, "actorder");
       if (!order.is_null() && order != "static" && order != "weight")
@@ -183,9 +188,23 @@ class RecipeReader {
       return make_error(ErrorCode::kInvalidArgument,
                         "{}: {}: scheme and config_groups contradict each other; keep one", what_,
                         name);
+    if (const Json& bypass = at(arguments, "bypass_divisibility_checks"); bypass == true)
+      return bad(name + ".bypass_divisibility_checks", bypass,
+                 "false: groups have to divide the columns");
+    if (!groups.is_null() || !scheme.is_null()) {
+      if (!quantizing_modifier_.empty())
+        return make_error(ErrorCode::kInvalidArgument,
+                          "{}: {} and {} both say what to quantize; give it to one of them", what_,
+                          quantizing_modifier_, name);
+      quantizing_modifier_ = name;
+    }
     std::optional<std::string> observer;
     for (const char* key : {"observer", "weight_observer"})
-      if (at(arguments, key).is_string()) observer = at(arguments, key).get<std::string>();
+      if (!at(arguments, key).is_null()) {
+        if (!at(arguments, key).is_string())
+          return bad(name + "." + key, at(arguments, key), "the name of an observer");
+        observer = at(arguments, key).get<std::string>();
+      }
 
     if (!scheme.is_null()) {
       QuantizationGroup group;
@@ -220,6 +239,8 @@ class RecipeReader {
     for (const char* key : {"input_activations", "output_activations"})
       if (!at(value, key).is_null())
         return bad(field + "." + key, at(value, key), "null (weights only)");
+    if (const Json& stored = at(value, "format"); !stored.is_null() && stored != "pack-quantized")
+      return bad(field + ".format", stored, "null or pack-quantized");
     QuantizationGroup group;
     NB_TRY(group.targets, strings(field + ".targets", at(value, "targets")));
     if (group.targets.empty()) group.targets = modifier_targets;
@@ -246,7 +267,10 @@ class RecipeReader {
         return bad(weight_field(key), set, "null");
     const Json& strategy = at(weights, "strategy");
     const Json& size = at(weights, "group_size");
-    if (strategy == "channel" || size == -1) {
+    if (strategy == "channel" || (strategy.is_null() && size == -1)) {
+      if (!size.is_null() && size != -1)
+        return bad(weight_field("group_size"), size,
+                   "null or -1, because strategy is channel: one scale a row");
       group.format.group_size = -1;
     } else if (strategy.is_null() || strategy == "group") {
       if (size != 32 && size != 64 && size != 128)
@@ -255,8 +279,14 @@ class RecipeReader {
     } else {
       return bad(weight_field("strategy"), strategy, "group or channel");
     }
+    if (const Json& extra = at(weights, "observer_kwargs"); !extra.is_null() && !extra.empty())
+      return bad(weight_field("observer_kwargs"), extra,
+                 "null: observers run with llm-compressor's defaults");
     std::optional<std::string> chosen = observer;
-    if (at(weights, "observer").is_string()) chosen = at(weights, "observer").get<std::string>();
+    if (const Json& own = at(weights, "observer"); !own.is_null()) {
+      if (!own.is_string()) return bad(weight_field("observer"), own, "the name of an observer");
+      chosen = own.get<std::string>();
+    }
     return add_group(std::move(group), chosen);
   }
 
@@ -264,11 +294,18 @@ class RecipeReader {
     group.observer = observer.value_or("memoryless_minmax");
     if (const auto made = make_observer(group.observer); !made)
       return make_error(made.error().code, "{}: {}", what_, made.error().message);
+    for (const std::string& target : group.targets)
+      for (const QuantizationGroup& other : recipe_.groups)
+        if (std::ranges::find(other.targets, target) != other.targets.end())
+          return make_error(ErrorCode::kInvalidArgument,
+                            "{}: two config_groups target \"{}\"; a module can follow one of them",
+                            what_, target);
     recipe_.groups.push_back(std::move(group));
     return {};
   }
 
   std::string_view what_;
+  std::string quantizing_modifier_;  // the one with a scheme or config_groups
   Recipe recipe_;
 };
 
@@ -321,7 +358,7 @@ Result<Explanation> explain_recipe(const Recipe& recipe, const ModelSpec& spec) 
   std::vector<Target> targets;
   for (size_t g = 0; g < recipe.groups.size(); ++g)
     for (const std::string& text : recipe.groups[g].targets) {
-      NB_TRY(NameMatcher matcher, NameMatcher::make(text));
+      NB_TRY(NameMatcher matcher, NameMatcher::make(text, "target"));
       targets.push_back({std::move(matcher), static_cast<int>(g)});
     }
   std::ranges::stable_sort(targets, [](const Target& a, const Target& b) {
@@ -330,7 +367,7 @@ Result<Explanation> explain_recipe(const Recipe& recipe, const ModelSpec& spec) 
   });
   std::vector<Ignore> ignores;
   for (const std::string& text : recipe.ignore) {
-    NB_TRY(NameMatcher matcher, NameMatcher::make(text));
+    NB_TRY(NameMatcher matcher, NameMatcher::make(text, "ignore"));
     ignores.push_back({std::move(matcher)});
   }
 
@@ -375,6 +412,13 @@ Result<Explanation> explain_recipe(const Recipe& recipe, const ModelSpec& spec) 
                         "recipe: target \"{}\" matches no module of {}; see nibble inspect for the "
                         "names",
                         target.matcher.text(), spec.architecture);
+  if (std::ranges::none_of(explanation.modules,
+                           [](const ModuleDecision& module) { return module.group >= 0; }))
+    return make_error(
+        ErrorCode::kInvalidArgument,
+        "recipe: nothing is left to quantize: every module that a target matches is "
+        "ignored or tied ({})",
+        explanation.modules.empty() ? "the model has no Linear" : explanation.modules.front().rule);
   for (const Ignore& ignore : ignores)
     if (!ignore.used)
       explanation.warnings.push_back(

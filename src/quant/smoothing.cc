@@ -114,6 +114,14 @@ std::vector<SmoothingMapping> smoothing_mappings(const ModelSpec& spec, int laye
   return mappings;
 }
 
+std::vector<SmoothingMapping> gated_norm_mappings(const ModelSpec& spec, int layer) {
+  if (spec.layers[static_cast<size_t>(layer)].mixer != MixerKind::kGatedDeltaNet) return {};
+  const std::string mixer = format("{}layers.{}.linear_attn.", spec.weight_prefix, layer);
+  SmoothingMapping mapping{mixer + "norm", true, {mixer + "out_proj"}, SmoothingParent::kLinear};
+  mapping.num_scales = spec.delta_net.head_v_dim;
+  return {mapping};
+}
+
 Result<std::vector<std::vector<SmoothingMapping>>> resolve_mappings(
     const ModelSpec& spec, const std::vector<MappingRule>& rules) {
   std::vector<std::vector<SmoothingMapping>> by_layer(spec.layers.size());
@@ -124,10 +132,10 @@ Result<std::vector<std::vector<SmoothingMapping>>> resolve_mappings(
   }
   const std::vector<LinearModule> linears = linear_modules(spec);
   for (const MappingRule& rule : rules) {
-    NB_TRY(NameMatcher smooth, NameMatcher::make(rule.smooth));
+    NB_TRY(NameMatcher smooth, NameMatcher::make(rule.smooth, "smooth_layer"));
     std::vector<NameMatcher> balance;
     for (const std::string& text : rule.balance) {
-      NB_TRY(NameMatcher matcher, NameMatcher::make(text));
+      NB_TRY(NameMatcher matcher, NameMatcher::make(text, "balance_layers"));
       balance.push_back(std::move(matcher));
     }
     bool used = false;
@@ -171,17 +179,19 @@ void SmoothingPlan::add(const SmoothingMapping& mapping, std::vector<double> sca
 
 bool SmoothingPlan::touches(const std::string& tensor_name) const {
   if (edits_.contains(tensor_name)) return true;
-  return rounding_ == NormRounding::kUpstream && norm_weight_offset_ != 0 &&
-         is_zero_centred_norm(tensor_name);
+  return rounding_ == NormRounding::kUpstream && norm_offset(tensor_name) != 0;
+}
+
+float SmoothingPlan::norm_offset(const std::string& tensor_name) const {
+  return is_zero_centred_norm(tensor_name) ? norm_weight_offset_ : 0;
 }
 
 void SmoothingPlan::apply(const std::string& tensor_name, const Tensor& weight) const {
   static const std::vector<TensorEdit> kNone;
   const auto found = edits_.find(tensor_name);
   const std::vector<TensorEdit>& edits = found == edits_.end() ? kNone : found->second;
-  const bool centred = norm_weight_offset_ != 0 && is_zero_centred_norm(tensor_name);
-  const double offset = centred ? static_cast<double>(norm_weight_offset_) : 0;
-  const bool upstream = centred && rounding_ == NormRounding::kUpstream;
+  const auto offset = static_cast<double>(norm_offset(tensor_name));
+  const bool upstream = offset != 0 && rounding_ == NormRounding::kUpstream;
   if (upstream) edit_values(weight, 0, [&](int64_t, double w) { return offset + w; });
   for (const TensorEdit& edit : edits) {
     const std::vector<double>& s = *edit.scales;

@@ -29,11 +29,18 @@ struct SmoothingMapping {
   bool smooth_is_norm = true;        // else a Linear whose last rows are divided
   std::vector<std::string> balance;  // "model.layers.3.self_attn.q_proj", ...
   SmoothingParent parent = SmoothingParent::kMixer;
+  // Channels of the smooth layer: one scale for every column i, i + num_scales, ... of the balance
+  // layers, which read several heads under one norm. 0: as many as they have columns.
+  int64_t num_scales = 0;
 };
 
 // The mappings of one decoder layer in the order in which they are searched. v_proj -> o_proj only
 // in models without linear attention, and only where the shapes agree.
 std::vector<SmoothingMapping> smoothing_mappings(const ModelSpec& spec, int layer);
+
+// Linear attention's gated norm, whose gain all heads share, with the out_proj that reads it;
+// llm-compressor leaves it out. Nothing for other layers.
+std::vector<SmoothingMapping> gated_norm_mappings(const ModelSpec& spec, int layer);
 
 // By layer: `rules` applied to the names of norms and Linears, or smoothing_mappings() without
 // rules. Errors: a rule that matches nothing, whose smooth layer feeds nothing it names in a layer,
@@ -62,6 +69,8 @@ class SmoothingPlan {
 
   void add(const SmoothingMapping& mapping, std::vector<double> scales);
   bool touches(const std::string& tensor_name) const;
+  // What is added to this norm's stored weight before it multiplies.
+  float norm_offset(const std::string& tensor_name) const;
   // Rescales `weight` in place; dtype F32, BF16 or F16, rounded to it after each edit.
   void apply(const std::string& tensor_name, const Tensor& weight) const;
 

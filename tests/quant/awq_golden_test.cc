@@ -54,7 +54,7 @@ TEST(AwqGolden, TheReferenceModeFindsTheScalesOfLlmCompressor) {
   for (const ModuleDecision& decision : explanation.modules)
     if (decision.group >= 0) groups[decision.module.name] = decision.group;
   CalibratedOptions options;
-  options.mode = CalibrationMode::kReference;
+  options.mode = CalibrationMode::reference();
   options.norm_rounding = NormRounding::kUpstream;
   ThreadPool pool(2);
   CalibrationJournal journal =

@@ -19,8 +19,22 @@ fail() {
   sed 's/^/  nibble: /' "$work/log" >&2
   exit 1
 }
+# Every path of the journal, at little cost: two scales tried, a few modules rounded by GPTQ.
+cat >"$work/recipe.yaml" <<'YAML'
+default_stage:
+  default_modifiers:
+    AWQModifier: {n_grid: 2}
+    GPTQModifier:
+      ignore: ['re:.*lm_head']
+      config_groups:
+        group_0:
+          targets: ['re:.*self_attn.[kv]_proj$', 're:.*linear_attn.in_proj_z$',
+                    're:.*layers.[048].mlp.gate_proj$']
+          weights: {num_bits: 4, type: int, symmetric: false, group_size: 128, strategy: group,
+                    observer: memoryless_minmax}
+YAML
 quantize() { # OUT, further flags; replaces the shell, so that a kill reaches nibble itself
-  exec "$nibble" quantize "$root/models/nibble-demo-14m" "$@" --algorithm gptq --observer memoryless_minmax \
+  exec "$nibble" quantize "$root/models/nibble-demo-14m" "$@" --recipe "$work/recipe.yaml" \
     --calibration "$root/models/calibration/hermes-style.json" --num-calibration-samples 1 \
     --max-seq-length 48 >"$work/log" 2>&1
 }
