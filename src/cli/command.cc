@@ -17,6 +17,7 @@ constexpr Command kCommands[] = {
     {"verify", "check that a checkpoint is whole and computes", verify},
     {"card", "write the model card", card},
     {"recipe", "explain what a recipe would do", recipe},
+    {"synth", "write a checkpoint of random weights, for measurements", synth},
     {"debug", "take replies apart, for people who debug clients", debug},
 };
 

@@ -23,6 +23,7 @@ int fidelity(Arguments arguments);
 int recipe(Arguments arguments);
 int verify(Arguments arguments);
 int card(Arguments arguments);
+int synth(Arguments arguments);
 int debug(Arguments arguments);
 
 struct Command {
