@@ -217,19 +217,7 @@ struct CheckpointWriter::State {
         {{"metadata", {{"total_size", total_bytes}}}, {"weight_map", std::move(weight_map)}});
   }
 
-  Status finish() {
-    NB_TRY_STATUS(close_shard());
-    std::vector<std::string> names;
-    for (size_t i = 0; i < num_shards; ++i) {
-      names.push_back(shard_name(i));
-      if (::rename(part_path(i).c_str(), (partial / names.back()).c_str()) != 0)
-        return io_error(partial / names.back(), "rename into place");
-    }
-    if (num_shards > 1) side_files[kIndexName] = index_json();
-    for (const auto& [name, bytes] : side_files) {
-      NB_TRY_STATUS(write_file_durably(partial / name, bytes));
-      names.push_back(name);
-    }
+  Status write_manifest(std::vector<std::string> names) {
     std::ranges::sort(names);
     Json files = Json::object();
     Json tensors = Json::object();
@@ -243,9 +231,25 @@ struct CheckpointWriter::State {
       files[name] = {{"bytes", size}, {"sha256", digest}};
       if (name.ends_with(".safetensors")) NB_TRY_STATUS(add_digests(partial / name, tensors));
     }
-    NB_TRY_STATUS(write_file_durably(
+    return write_file_durably(
         partial / kManifestName,
-        dump_json_pretty({{"files", std::move(files)}, {"tensors", std::move(tensors)}})));
+        dump_json_pretty({{"files", std::move(files)}, {"tensors", std::move(tensors)}}));
+  }
+
+  Status finish() {
+    NB_TRY_STATUS(close_shard());
+    std::vector<std::string> names;
+    for (size_t i = 0; i < num_shards; ++i) {
+      names.push_back(shard_name(i));
+      if (::rename(part_path(i).c_str(), (partial / names.back()).c_str()) != 0)
+        return io_error(partial / names.back(), "rename into place");
+    }
+    if (num_shards > 1) side_files[kIndexName] = index_json();
+    for (const auto& [name, bytes] : side_files) {
+      NB_TRY_STATUS(write_file_durably(partial / name, bytes));
+      names.push_back(name);
+    }
+    if (options.manifest) NB_TRY_STATUS(write_manifest(std::move(names)));
     NB_TRY_STATUS(sync_directory(partial));
     NB_TRY_STATUS(rename_no_replace(partial, out));
     finished = true;

@@ -18,6 +18,8 @@ struct WriterOptions {
   size_t max_shard_bytes = 20'000'000'000;  // decimal, as other tools count; tensor bytes only
   // When known, create() refuses at once if the file system has less room than this.
   size_t expected_bytes = 0;
+  // Without manifest.json finish() need not read everything again.
+  bool manifest = true;
 };
 
 class CheckpointWriter {

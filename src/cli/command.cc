@@ -18,6 +18,7 @@ constexpr Command kCommands[] = {
     {"card", "write the model card", card},
     {"bench", "measure a running server under load", bench},
     {"recipe", "explain what a recipe would do", recipe},
+    {"synth", "write a checkpoint of random weights, for measurements", synth},
     {"debug", "take replies apart, for people who debug clients", debug},
     {"completion", "print the completions of a shell", completion},
 };

@@ -51,9 +51,10 @@ struct Planned {
   int64_t model_limit = 0;
 };
 
-Result<DType> activation_for(const std::string& name, const std::optional<CardSet>& cards) {
+Result<DType> activation_for(const std::string& name, const Device& device,
+                             const std::optional<CardSet>& cards) {
   if (!cards || name != "auto") {
-    NB_TRY(const DType dtype, parse_activation_dtype(name));
+    NB_TRY(const DType dtype, parse_activation_dtype(name, device.natural_dtype()));
     if (cards && dtype == DType::kBF16 && cards->card.sm > 0 && cards->card.sm < 80)
       return make_error(ErrorCode::kInvalidArgument,
                         "--dtype bfloat16: {} (compute capability {}.{}) has none; use float16",
@@ -83,9 +84,10 @@ Result<Planned> prepare(PlanFlags& flags) {
         planned.cards->card.name, DeviceMemoryInfo{.total = planned.cards->card.memory_bytes,
                                                    .free = planned.cards->card.memory_bytes});
   } else {
-    NB_TRY(planned.device, open_device(flags.engine.backend, flags.engine.num_threads));
+    NB_TRY(planned.device, open_device(flags.engine));
   }
-  NB_TRY(const DType activation, activation_for(flags.engine.dtype, planned.cards));
+  NB_TRY(const DType activation,
+         activation_for(flags.engine.dtype, *planned.device, planned.cards));
   NB_TRY(const ModelSpec rank, shard(spec, flags.engine.tensor_parallel_size));
   NB_TRY(Model model, Model::shapes(rank, quantization, *planned.device, activation));
   planned.model = std::make_unique<Model>(std::move(model));

@@ -39,8 +39,8 @@ Result<std::string> read_template(const std::string& given) {
                     text.error().message);
 }
 
-// Keys and values of --compilation-config; graphs are made where there is a GPU.
-Status check_compilation(const Json& config) {
+// Keys and values of --compilation-config; those about CUDA graphs go to the engine's options.
+Status take_compilation(const Json& config, EngineOptions* engine) {
   static constexpr std::string_view kKeys[] = {"mode",
                                                "level",
                                                "cudagraph_mode",
@@ -55,6 +55,10 @@ Status check_compilation(const Json& config) {
                                                "cudagraph_num_of_warmups"};
   static constexpr std::string_view kModes[] = {"none", "piecewise", "full", "full_decode_only",
                                                 "full_and_piecewise"};
+  const auto wrong = [](std::string_view key, const Json& value, const std::string& expected) {
+    return make_error(ErrorCode::kInvalidArgument, "--compilation-config: {} {} is not {}", key,
+                      dump_json(value), expected);
+  };
   for (const auto& [key, value] : config.items()) {
     const auto known = [&](std::string_view name) { return name == key; };
     if (std::ranges::none_of(kKeys, known)) {
@@ -62,12 +66,27 @@ Status check_compilation(const Json& config) {
       return make_error(ErrorCode::kInvalidArgument, "--compilation-config: unknown key {}{}", key,
                         nearest.empty() ? "" : format(", did you mean {}?", nearest));
     }
-    if (key != "cudagraph_mode") continue;
-    const std::string mode = value.is_string() ? ascii_lower(value.get<std::string>()) : "";
-    if (std::ranges::find(kModes, mode) == std::end(kModes))
-      return make_error(ErrorCode::kInvalidArgument,
-                        "--compilation-config: cudagraph_mode {} is not one of {}",
-                        dump_json(value), join(kModes, ", "));
+    if (key == "cudagraph_mode") {
+      const std::string mode = value.is_string() ? ascii_lower(value.get<std::string>()) : "";
+      if (std::ranges::find(kModes, mode) == std::end(kModes))
+        return wrong(key, value, format("one of {}", join(kModes, ", ")));
+      engine->cudagraph_mode = mode;
+    } else if (key == "cudagraph_capture_sizes") {
+      if (!value.is_array() || !std::ranges::all_of(value, [](const Json& size) {
+            return size.is_number_integer() && size.get<int64_t>() >= 1;
+          }))
+        return wrong(key, value, "a list of batch sizes");
+      engine->cudagraph_capture_sizes = value.get<std::vector<int>>();
+    }
+  }
+  // A limit alone cuts the sizes that would be chosen.
+  if (const auto limit = config.find("max_cudagraph_capture_size"); limit != config.end()) {
+    if (!limit->is_number_integer())
+      return wrong("max_cudagraph_capture_size", *limit, "a batch size");
+    std::vector<int> sizes = capture_sizes(*engine);
+    std::erase_if(sizes, [&](int size) { return size > limit->get<int>(); });
+    if (sizes.empty()) engine->cudagraph_mode = "none";
+    engine->cudagraph_capture_sizes = sizes;
   }
   return {};
 }
@@ -88,7 +107,7 @@ Status check(const ServeOptions& options) {
   if (options.engine.max_num_seqs > options.engine.max_num_batched_tokens)
     return wrong(format("--max-num-batched-tokens {}: must be at least --max-num-seqs {}",
                         options.engine.max_num_batched_tokens, options.engine.max_num_seqs));
-  return check_compilation(options.compilation_config);
+  return {};
 }
 
 Result<std::unique_ptr<ServedModel>> open_model(const ServeOptions& options) {
@@ -187,6 +206,7 @@ void print_welcome(const std::string& url, const ApiOptions& api, const ServedMo
 Result<int> serve_model(ServeOptions& options, const OptionSet::Outcome& outcome) {
   options.engine.max_model_len = std::max(options.engine.max_model_len, 0);  // -1: what fits
   NB_TRY_STATUS(check(options));
+  NB_TRY_STATUS(take_compilation(options.compilation_config, &options.engine));
   report_flags(outcome);
   const sigset_t signals = block_signals();
   // The port first: that it is taken should not be found out after minutes of loading.

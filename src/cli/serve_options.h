@@ -120,7 +120,7 @@ struct ServeOptions {
 
     v.group("");
     v.no_effect(
-        "attention-backend optimization-level cudagraph-capture-sizes swap-space cpu-offload-gb "
+        "attention-backend optimization-level swap-space cpu-offload-gb "
         "prefix-caching-hash-algo mamba-cache-mode mamba-cache-dtype mamba-ssm-cache-dtype "
         "mamba-block-size "
         "limit-mm-per-prompt mm-processor-cache-gb mm-processor-kwargs "
@@ -134,7 +134,7 @@ struct ServeOptions {
     v.alias("pp", "pipeline-parallel-size");
     v.alias("dp", "data-parallel-size");
     v.no_effect(
-        "enforce-eager enable-chunked-prefill language-model-only "
+        "enable-chunked-prefill language-model-only "
         "skip-mm-profiling trust-remote-code disable-custom-all-reduce disable-log-stats "
         "enable-log-requests disable-log-requests disable-uvicorn-access-log enable-log-outputs "
         "enable-expert-parallel async-scheduling disable-hybrid-kv-cache-manager "

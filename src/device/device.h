@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -47,6 +48,17 @@ struct DeviceMemoryInfo {
   size_t free = 0;  // may be taken now; other processes' memory is not in it
   // The host's own memory: weights stay in mapped files, and other programs come and go.
   bool is_host = false;
+  // What this process held of it before the first allocate(): driver context, code, and the
+  // workspace that the device keeps for its operations. Not part of `free`.
+  size_t held = 0;
+};
+
+// Operations enqueued once and kept, to be enqueued again as one. Pointers and shapes are those of
+// the recording; what the memory holds is read anew each time.
+class Recording {
+ public:
+  virtual ~Recording() = default;
+  virtual void replay() = 0;
 };
 
 // One engine thread uses a device; only memory() may be called from others.
@@ -54,6 +66,10 @@ class Device {
  public:
   virtual ~Device() = default;
   virtual std::string name() const = 0;  // "cpu"
+  // For people, one line: "NVIDIA H100 80GB HBM3, 132 multiprocessors".
+  virtual std::string description() const { return name(); }
+  // What `--dtype auto` computes in here.
+  virtual DType natural_dtype() const { return DType::kF32; }
   virtual Ops& ops() = 0;
   virtual DeviceMemoryInfo memory() const = 0;
   // Every operation computes a row in the same order whatever rows are beside it, so that a
@@ -68,6 +84,9 @@ class Device {
                                          int32_t /*max_context*/) const {
     return 0;
   }
+  // What allocate() and the rest of this process hold of the device's memory now, as the driver
+  // sees it; 0 where it cannot be known.
+  virtual size_t held_by_this_process() const { return 0; }
   // Zeroed memory, or kOutOfMemory naming `who` and the size.
   virtual Result<DeviceMemory> allocate(size_t bytes, const char* who) = 0;
   // Zeroed host memory that upload() and download() reach at full speed (pinned on CUDA).
@@ -81,6 +100,15 @@ class Device {
   // Returns when everything enqueued so far is done.
   virtual void synchronize() = 0;
 
+  // Records what `enqueue` enqueues instead of running it; run the same operations once before, so
+  // that what they set up on first use is there. Null where the device cannot. Before readiness
+  // only: it takes memory, about recording_bytes() for `num_operations` calls of Ops.
+  virtual std::unique_ptr<Recording> record(const std::function<void()>& /*enqueue*/) {
+    return nullptr;
+  }
+  virtual bool can_record() const { return false; }
+  virtual size_t recording_bytes(int64_t /*num_operations*/) const { return 0; }
+
   // A tensor of the checkpoint (host memory, possibly a mapped file) where operations can read it:
   // itself on a CPU, a copy in the arena elsewhere. Null pointers with a counting arena.
   virtual Tensor prepare_tensor(const Tensor& on_disk, Arena& arena) = 0;
@@ -88,12 +116,22 @@ class Device {
   // prepared weight itself; with a counting arena the pointers of the result are null.
   // The CPU keeps the disk layout and returns weights that point into the mapped file.
   virtual LinearWeight prepare_linear(const LinearWeight& on_disk, Arena& arena) = 0;
+  // Whether prepare_linear() leaves 16- and 32-bit weights as prepare_tensor() does: then a head
+  // that is the embedding needs no second copy.
+  virtual bool dense_weights_are_plain() const { return true; }
+  // All weights are prepared: waits for them and lets go of what only loading needed.
+  virtual void end_loading() {}
 };
 
 enum class Backend { kAuto, kReference, kCpu, kCuda };
 
-// `num_threads` 0: all hardware threads; ignored by a GPU. kCuda without a usable GPU, driver or
-// CUDA in this build is kUnsupported with what to do about it. The only place that names a backend.
+// auto, cpu, cuda, reference; kInvalidArgument lists them.
+Result<Backend> parse_backend(const std::string& name);
+
+// `num_threads` 0: all hardware threads; ignored by a GPU. kAuto is the GPU where there is a usable
+// one, else the CPU; the log says which, and what keeps a present GPU from being used. kCuda
+// without a usable GPU, driver or CUDA in this build is kUnsupported with what to do about it. The
+// only place that names a backend.
 Result<std::unique_ptr<Device>> open_device(Backend backend, int num_threads = 0);
 
 }  // namespace nibble

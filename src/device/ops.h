@@ -12,6 +12,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 
 #include "tensor/kv_format.h"
 #include "tensor/linear_weight.h"
@@ -73,6 +74,27 @@ struct GatedDeltaNetArgs {
   Tensor beta;       // [num_tokens, num_v_heads] F32, 0..1
   Tensor state;      // [num_slots, num_v_heads, head_k_dim, head_v_dim] F32
   Tensor out;        // [num_tokens, num_v_heads, head_v_dim]
+};
+
+// One of several products of the same input.
+struct LinearPart {
+  const LinearWeight* weight;
+  Tensor out;  // [num_tokens, out_features]
+};
+
+// What lies between the projections of a full-attention layer and its softmax.
+struct AttentionInputsArgs {
+  Tensor q_and_gate;  // [num_tokens, num_heads, 2, head_dim]; empty: q holds the queries already
+  Tensor q;           // [num_tokens, num_heads, head_dim]
+  Tensor gate;        // the same; empty like q_and_gate
+  Tensor k;           // [num_tokens, num_kv_heads, head_dim]; unspecified afterwards
+  Tensor v;           // the same, untouched
+  Tensor q_norm;      // [head_dim]; empty: no norm of queries and keys
+  Tensor k_norm;
+  float norm_eps;
+  float norm_weight_offset;
+  RopeArgs rope;  // its x is not used
+  KvCache cache;
 };
 
 class Ops {
@@ -158,6 +180,48 @@ class Ops {
   virtual void moe_mlp(const Tensor& x, const Tensor& experts, const Tensor& weights,
                        const LinearWeight* gate, const LinearWeight* up, const LinearWeight* down,
                        const Tensor& scratch, const Tensor& out) = 0;
+
+  // ids[r] = the lowest index among the largest values of row r, -1 if the row has no value above
+  // -infinity (NaN is none). logits [num_rows, vocab_size] F32, ids [num_rows] I32.
+  virtual void argmax(const Tensor& logits, const Tensor& ids) = 0;
+
+  // Fused forms. Each is what its body says, value for value; a backend overrides it where fewer
+  // launches or fewer passes over memory pay. Wrappers need not: they see the calls of the body.
+
+  virtual void add_rms_norm(const Tensor& x, const Tensor& y, const Tensor& weight, float eps,
+                            float weight_offset, const Tensor& out) {
+    add(x, y);
+    rms_norm(x, weight, eps, weight_offset, out);
+  }
+
+  virtual void linear_group(const Tensor& x, std::initializer_list<LinearPart> parts) {
+    for (const LinearPart& part : parts) linear(x, *part.weight, part.out);
+  }
+
+  // The convolution with its channels [q | k | v] going to three tensors; args.out is scratch.
+  virtual void causal_conv1d_split(const ConvArgs& args, const RaggedBatch& batch, const Tensor& q,
+                                   const Tensor& k, const Tensor& v) {
+    causal_conv1d(args, batch);
+    if (q.num_elements() == 0) return;
+    const int64_t key_dim = q.num_elements() / q.shape[0];
+    slice_columns(args.out, 0, q);
+    slice_columns(args.out, key_dim, k);
+    slice_columns(args.out, 2 * key_dim, v);
+  }
+
+  virtual void attention_inputs(const AttentionInputsArgs& args, const RaggedBatch& batch) {
+    if (args.q_and_gate.shape.rank() > 0) split_pairs(args.q_and_gate, args.q, args.gate);
+    if (args.q_norm.shape.rank() > 0) {
+      rms_norm(args.q, args.q_norm, args.norm_eps, args.norm_weight_offset, args.q);
+      rms_norm(args.k, args.k_norm, args.norm_eps, args.norm_weight_offset, args.k);
+    }
+    RopeArgs rotary = args.rope;
+    rotary.x = args.q;
+    rope(rotary);
+    rotary.x = args.k;
+    rope(rotary);
+    kv_append(args.k, args.v, batch, args.cache);
+  }
 };
 
 }  // namespace nibble

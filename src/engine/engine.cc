@@ -3,6 +3,7 @@
 #include "engine/engine.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <mutex>
 #include <thread>
@@ -37,12 +38,33 @@ class Handle final : public RequestHandle {
   std::shared_ptr<RequestChannel> channel_;
 };
 
+// How long the start took, phase by phase: "opened_s=0.3 loaded_s=2.1 ... total_s=3.0".
+class StartPhases {
+ public:
+  void end(const char* phase) {
+    const auto now = std::chrono::steady_clock::now();
+    text_ += format("{}_s={:.2f} ", phase, seconds(last_, now));
+    last_ = now;
+  }
+  std::string text() const { return text_ + format("total_s={:.2f}", seconds(first_, last_)); }
+
+ private:
+  using Time = std::chrono::steady_clock::time_point;
+  static double seconds(Time from, Time to) {
+    return std::chrono::duration<double>(to - from).count();
+  }
+  Time first_ = std::chrono::steady_clock::now();
+  Time last_ = first_;
+  std::string text_;
+};
+
 class EngineImpl final : public Engine {
  public:
   // `before`: the device's memory before the model was loaded.
   EngineImpl(std::unique_ptr<Device> device, Model model, const EngineOptions& options,
-             const DeviceMemoryInfo& before)
+             const DeviceMemoryInfo& before, const StartPhases& phases)
       : options_(options),
+        phases_(phases),
         before_(before),
         device_(std::move(device)),
         model_(std::move(model)),
@@ -56,7 +78,11 @@ class EngineImpl final : public Engine {
     Result<ModelRunner> runner = ModelRunner::create(model_, *device_, plan_);
     if (!runner) return refused(runner.error());
     runner_ = std::make_unique<ModelRunner>(std::move(*runner));
+    phases_.end("placed");
     NB_TRY(const Rehearsal rehearsal, rehearse(*runner_, model_, plan_, before_.is_host));
+    phases_.end("rehearsed");
+    runner_->record(capture_sizes(options_));
+    if (runner_->num_recordings() > 0) phases_.end("recorded");
     scheduler_ = std::make_unique<Scheduler>(SchedulerOptions{
         .num_blocks = plan_.caches.num_blocks,
         .block_size = plan_.caches.block_size,
@@ -93,6 +119,11 @@ class EngineImpl final : public Engine {
         plan_.kv_tokens(), plan_.concurrency());
     log_info("rehearsal passed sequences={} tokens={} context={} whole={}", rehearsal.num_sequences,
              rehearsal.num_tokens, rehearsal.longest_context, rehearsal.whole);
+    if (const size_t held = device_->held_by_this_process(); held > 0)
+      log_info("memory held={} planned={} margin={} recorded_steps={}", text(held),
+               text(plan_.total_bytes() - plan_.margin_bytes), text(plan_.margin_bytes),
+               runner_->num_recordings());
+    log_info("ready device={} {}", device_->name(), phases_.text());
     allocations_at_ready_ = num_allocations();
     thread_ = std::jthread([this](std::stop_token stop) { loop(stop); });
     return {};
@@ -390,7 +421,15 @@ class EngineImpl final : public Engine {
       if (sequence.first_scheduled == Sequence::Time()) sequence.first_scheduled = started;
     }
     count_step(num_tokens);
-    const Tensor logits = runner_->run(step);
+    const bool greedy = all_plain_greedy(step);
+    runner_->launch(step, greedy);
+    Tensor logits;
+    std::span<const int32_t> choices;
+    if (greedy) {
+      choices = runner_->collect_greedy();
+    } else {
+      logits = runner_->collect();
+    }
     // commit() clears the plan, and sampling needs it: keep those that sample.
     sampling_.clear();
     int64_t row = 0;
@@ -401,7 +440,30 @@ class EngineImpl final : public Engine {
     }
     scheduler_->commit();
     now_ = std::chrono::steady_clock::now();
-    for (const auto& [sequence, at] : sampling_) sample(*sequence, row_of(logits, at));
+    for (const auto& [sequence, at] : sampling_) {
+      if (greedy) {
+        take_choice(*sequence, choices[static_cast<size_t>(at)]);
+      } else {
+        sample(*sequence, row_of(logits, at));
+      }
+    }
+  }
+
+  // Whether the device may choose every token of the step, so that no logits need to travel.
+  static bool all_plain_greedy(const std::vector<ScheduledSequence>& step) {
+    return std::ranges::all_of(step, [](const ScheduledSequence& scheduled) {
+      if (scheduled.wants_all_logits) return false;
+      if (!scheduled.wants_logits) return true;
+      const Sequence& sequence = *scheduled.sequence;
+      return is_plain_greedy(sequence.request.sampling, sequence.request.constraint != nullptr,
+                             penalty_of(sequence));
+    });
+  }
+  static float penalty_of(const Sequence& sequence) {
+    return sequence.loop_guard != nullptr ? sequence.loop_guard->repetition_penalty() : 0.0f;
+  }
+  static std::span<const int32_t> stop_ids_of(const Request& request) {
+    return request.ignore_eos ? std::span<const int32_t>() : request.stop_token_ids;
   }
 
   static std::span<float> row_of(const Tensor& logits, int64_t row) {
@@ -426,32 +488,42 @@ class EngineImpl final : public Engine {
   void sample(Sequence& sequence, std::span<float> logits) {
     const Request& request = sequence.request;
     const std::span<const int32_t> tokens = sequence.tokens;
-    const std::span<const int32_t> stop_ids =
-        request.ignore_eos ? std::span<const int32_t>() : request.stop_token_ids;
-    TokenEvent event = sampler_.sample(
-        {.logits = logits,
-         .params = &request.sampling,
-         .prompt = tokens.first(request.prompt.size()),
-         .generated = tokens.subspan(request.prompt.size()),
-         .stop_token_ids = stop_ids,
-         .seed = sequence.seed,
-         .constraint = request.constraint.get(),
-         .repetition_penalty =
-             sequence.loop_guard != nullptr ? sequence.loop_guard->repetition_penalty() : 0.0f});
-    // One request's broken numbers are that request's error.
-    if (std::isnan(logits[static_cast<size_t>(event.token)])) {
-      TokenEvent error;
-      error.error = "the model's logits are not numbers; the checkpoint or its dtype is at fault";
-      finish(&sequence, std::move(error), FinishReason::kError);
-      return;
-    }
+    TokenEvent event = sampler_.sample({.logits = logits,
+                                        .params = &request.sampling,
+                                        .prompt = tokens.first(request.prompt.size()),
+                                        .generated = tokens.subspan(request.prompt.size()),
+                                        .stop_token_ids = stop_ids_of(request),
+                                        .seed = sequence.seed,
+                                        .constraint = request.constraint.get(),
+                                        .repetition_penalty = penalty_of(sequence)});
+    if (std::isnan(logits[static_cast<size_t>(event.token)])) return not_numbers(sequence);
+    take(sequence, std::move(event));
+  }
+
+  void take_choice(Sequence& sequence, int32_t token) {
+    if (token < 0) return not_numbers(sequence);
+    TokenEvent event;
+    event.token = token;
+    take(sequence, std::move(event));
+  }
+
+  // One request's broken numbers are that request's error.
+  void not_numbers(Sequence& sequence) {
+    TokenEvent error;
+    error.error = "the model's logits are not numbers; the checkpoint or its dtype is at fault";
+    finish(&sequence, std::move(error), FinishReason::kError);
+  }
+
+  // The sequence's next token, final.
+  void take(Sequence& sequence, TokenEvent event) {
+    const Request& request = sequence.request;
     event.time = now_;
     sequence.last_token = now_;
     sequence.tokens.push_back(event.token);
     if (request.constraint != nullptr) request.constraint->accept(event.token);
     ++stats_now_.generated_tokens;
     if (sequence.num_generated() == 1) first_token(sequence, &event);
-    FinishReason reason = stop_reason(sequence, stop_ids);
+    FinishReason reason = stop_reason(sequence, stop_ids_of(request));
     if (sequence.loop_guard != nullptr &&
         sequence.loop_guard->push(event.token) == LoopVerdict::kStop &&
         reason == FinishReason::kNone)
@@ -563,6 +635,7 @@ class EngineImpl final : public Engine {
   };
 
   EngineOptions options_;
+  StartPhases phases_;
   DeviceMemoryInfo before_;
   int64_t allocations_at_ready_ = 0;
   std::unique_ptr<Device> device_;
@@ -598,15 +671,18 @@ class EngineImpl final : public Engine {
 }  // namespace
 
 Result<std::unique_ptr<Engine>> Engine::start(const ModelDir& dir, const EngineOptions& options) {
-  NB_TRY(const DType dtype, parse_activation_dtype(options.dtype));
   NB_TRY_STATUS(parse_logprobs_mode(options.logprobs_mode));
   NB_TRY_STATUS(parse_loop_guard_mode(options.loop_guard));
-  NB_TRY(std::unique_ptr<Device> device, open_device(options.backend, options.num_threads));
+  StartPhases phases;
+  NB_TRY(std::unique_ptr<Device> device, open_device(options));
+  log_info("device {}: {}", device->name(), device->description());
   if (options.batch_invariant && !device->batch_invariant())
     return make_error(ErrorCode::kUnsupported,
                       "--batch-invariant: the kernels of {} sum in an order that depends on the "
                       "batch; serve without the flag, or on the CPU",
                       device->name());
+  phases.end("opened");
+  NB_TRY(const DType dtype, parse_activation_dtype(options.dtype, device->natural_dtype()));
   if (options.tensor_parallel_size != 1)
     return make_error(ErrorCode::kUnsupported,
                       "--tensor-parallel-size {}: this build serves on one device; nibble plan "
@@ -614,7 +690,9 @@ Result<std::unique_ptr<Engine>> Engine::start(const ModelDir& dir, const EngineO
                       options.tensor_parallel_size);
   const DeviceMemoryInfo before = device->memory();
   NB_TRY(Model model, Model::load(dir, *device, dtype));
-  auto engine = std::make_unique<EngineImpl>(std::move(device), std::move(model), options, before);
+  phases.end("loaded");
+  auto engine =
+      std::make_unique<EngineImpl>(std::move(device), std::move(model), options, before, phases);
   NB_TRY_STATUS(engine->prepare(dir));
   return std::unique_ptr<Engine>(std::move(engine));
 }

@@ -67,6 +67,11 @@ Status check(const EngineOptions& options, const ModelSpec& spec) {
   return {};
 }
 
+// Calls of Ops in a forward pass, roughly: what a recording holds.
+int64_t operations_per_step(const ModelSpec& spec) {
+  return 16 * static_cast<int64_t>(spec.layers.size()) + 8;
+}
+
 // Counts with the terms that grow with the context filled in by set_context().
 class Counter {
  public:
@@ -101,7 +106,11 @@ class Counter {
     if (several)
       plan_.communication_bytes = 2 * static_cast<size_t>(plan_.max_num_batched_tokens) *
                                   static_cast<size_t>(spec_.hidden_size) * dtype_size(activation);
+    plan_.sampling_bytes = seqs * sizeof(int32_t);
     plan_.graph_bytes = target.graph_bytes;
+    if (target.device != nullptr && target.device->can_record())
+      plan_.graph_bytes = capture_sizes(options).size() *
+                          target.device->recording_bytes(operations_per_step(spec_));
     plan_.context_bytes = target.context_bytes;
     plan_.margin_bytes = target.margin_bytes;
     plan_.device_is_host = target.is_host;
@@ -187,11 +196,13 @@ MemoryTarget memory_target(const Device& device, const DeviceMemoryInfo& before)
   MemoryTarget target;
   target.name = device.name();
   target.total_bytes = before.total;
-  target.free_bytes = before.free;
+  target.free_bytes = before.free + before.held;
   target.is_host = before.is_host;
   target.device = &device;
   // The heap: the sampler's rows, queues, sockets, thread stacks.
   target.margin_bytes = before.is_host ? 64 * kMiB : 150 * kMiB;
+  // The device holds the workspace of its operations already; the plan names it by itself.
+  if (before.held > 0) target.context_bytes = before.held - device.operation_scratch_bytes(1, 1, 1);
   return target;
 }
 
@@ -240,6 +251,7 @@ EngineBuffers place_engine(const ModelSpec& spec, const MemoryPlan& plan, Arena&
   if (plan.logits_width > spec.vocab_size)
     buffers.gathered_logits =
         arena.tensor(DType::kF32, {plan.max_num_seqs, plan.logits_width}, "gathered logits");
+  buffers.greedy_ids = arena.tensor(DType::kI32, {plan.max_num_seqs}, "greedy choices");
   buffers.scratch = arena.allocate(plan.activation_bytes, "activations");
   buffers.batch_base = static_cast<std::byte*>(arena.allocate(0, "batch"));
   buffers.batch = place_batch(plan.max_num_batched_tokens, plan.max_num_seqs, plan.max_model_len,
@@ -381,7 +393,7 @@ Result<MemoryPlan> count_memory(const Model& model, const EngineOptions& options
   place_engine(spec, plan, walk);
   const size_t parts = plan.kv_bytes + plan.recurrent_bytes + plan.conv_bytes +
                        plan.snapshot_bytes + plan.activation_bytes + plan.logits_bytes +
-                       plan.batch_bytes;
+                       plan.sampling_bytes + plan.batch_bytes;
   if (walk.used() > parts) plan.alignment_bytes += walk.used() - parts;
   if (plan.fits() && plan.total_bytes() > plan.budget_bytes)
     plan.shortfall_bytes = plan.total_bytes() - plan.budget_bytes;

@@ -25,8 +25,7 @@ struct MemoryTarget {
   bool is_host = false;            // weights stay in mapped files; the share is of what is free
   const Device* device = nullptr;  // counts the scratch of its own operations
   std::string holders;             // who has the rest, or ""
-  // What the driver and libraries take outside our arenas. Zero on a CPU, and on a GPU of this
-  // machine, where free_bytes is already without it.
+  // What the driver and libraries take outside our arenas; zero on a CPU.
   size_t context_bytes = 0;
   size_t graph_bytes = 0;
   size_t workspace_bytes = 0;
@@ -75,7 +74,7 @@ struct MemoryPlan {
   size_t logits_bytes = 0;         // of all sequences; with several devices also the gathered rows
   size_t batch_bytes = 0;          // ids, positions, block tables on the device
   size_t operation_bytes = 0;      // what operations keep themselves (attention scores)
-  size_t sampling_bytes = 0;       // 0: the sampler works in host memory
+  size_t sampling_bytes = 0;       // greedy choices; the sampler works in host memory
   size_t communication_bytes = 0;  // collectives' buffers; 0 on one device
   size_t graph_bytes = 0;          // captured graphs
   size_t context_bytes = 0;        // driver context and modules
@@ -133,6 +132,7 @@ BatchArrays place_batch(int32_t max_num_batched_tokens, int32_t max_num_seqs, in
 struct EngineBuffers {
   ModelCaches caches;
   Tensor logits;           // [max_num_seqs, vocab_size of this rank] F32
+  Tensor greedy_ids;       // [max_num_seqs] I32
   Tensor gathered_logits;  // [max_num_seqs, whole vocabulary] F32; empty on one device
   void* scratch = nullptr;
   std::byte* batch_base = nullptr;

@@ -28,6 +28,7 @@ Result<ModelRunner> ModelRunner::create(const Model& model, Device& device,
   runner.device_ = &device;
   runner.block_size_ = plan.caches.block_size;
   runner.num_state_slots_ = plan.caches.num_state_slots;
+  runner.most_blocks_ = (plan.max_model_len + plan.caches.block_size - 1) / plan.caches.block_size;
   runner.host_tier_ = plan.host_tier;
 
   EngineBuffers buffers;
@@ -39,6 +40,7 @@ Result<ModelRunner> ModelRunner::create(const Model& model, Device& device,
                         &runner.memory_));
   runner.caches_ = std::move(buffers.caches);
   runner.logits_ = buffers.logits;
+  runner.greedy_ids_ = buffers.greedy_ids;
   runner.scratch_ = Arena(buffers.scratch, plan.activation_bytes);
   runner.device_batch_base_ = buffers.batch_base;
   runner.device_batch_ = buffers.batch;
@@ -47,6 +49,7 @@ Result<ModelRunner> ModelRunner::create(const Model& model, Device& device,
     runner.batch_ = place_batch(plan.max_num_batched_tokens, plan.max_num_seqs, plan.max_model_len,
                                 plan.caches.block_size, arena);
     runner.host_logits_ = arena.tensor(DType::kF32, runner.logits_.shape, "logits");
+    runner.host_greedy_ids_ = arena.tensor(DType::kI32, runner.greedy_ids_.shape, "choices");
   };
   NB_TRY_STATUS(reserve(
       place_on_host, [&](size_t bytes) { return device.allocate_host(bytes, "the batch"); },
@@ -115,14 +118,40 @@ void ModelRunner::touch_buffers() {
   std::memset(whole.allocate(whole.capacity(), "touch"), 0, whole.capacity());
 }
 
-void ModelRunner::launch(std::span<const ScheduledSequence> step) {
-  int32_t num_tokens = 0;
-  size_t max_blocks = 1;  // of the sequences of this step
-  for (const ScheduledSequence& scheduled : step) {
-    num_tokens += scheduled.num_tokens;
-    max_blocks = std::max(max_blocks, scheduled.sequence->blocks.size());
+void ModelRunner::record(std::span<const int> sizes) {
+  // The experts of a mixture are chosen on the host, which a recording cannot wait for.
+  const auto& layers = model_->spec().layers;
+  if (!device_->can_record() ||
+      std::any_of(layers.begin(), layers.end(),
+                  [](const LayerSpec& layer) { return layer.ffn == FfnKind::kMoe; }))
+    return;
+  for (const int size : sizes) {
+    num_logit_rows_ = 0;
+    upload({}, size, size, most_blocks_);
+    const auto step = [&] { enqueue(size, size, most_blocks_, true); };
+    num_logit_rows_ = size;
+    step();
+    device_->synchronize();
+    recordings_.push_back({size, device_->record(step)});
   }
+  num_logit_rows_ = 0;
+}
 
+Recording* ModelRunner::recorded_for(std::span<const ScheduledSequence> step, int32_t num_tokens,
+                                     int32_t* num_seqs) const {
+  if (num_tokens != static_cast<int32_t>(step.size())) return nullptr;
+  for (const ScheduledSequence& scheduled : step)
+    if (scheduled.num_tokens != 1 || scheduled.num_logit_rows() != 1) return nullptr;
+  for (const Recorded& recorded : recordings_) {
+    if (recorded.num_seqs < num_tokens) continue;
+    *num_seqs = recorded.num_seqs;
+    return recorded.step.get();
+  }
+  return nullptr;
+}
+
+void ModelRunner::upload(std::span<const ScheduledSequence> step, int32_t num_tokens,
+                         int32_t num_seqs, int32_t max_blocks) {
   int32_t row = 0;
   num_logit_rows_ = 0;
   for (size_t s = 0; s < step.size(); ++s) {
@@ -131,7 +160,7 @@ void ModelRunner::launch(std::span<const ScheduledSequence> step) {
     batch_.context_len[s] = sequence.num_computed;
     batch_.state_slot[s] = sequence.state_slot;
     batch_.state_is_fresh[s] = sequence.num_computed == 0;
-    std::ranges::copy(sequence.blocks, batch_.block_table + s * max_blocks);
+    std::ranges::copy(sequence.blocks, batch_.block_table + s * static_cast<size_t>(max_blocks));
     for (int32_t i = 0; i < step[s].num_tokens; ++i, ++row) {
       const int32_t position = sequence.num_computed + i;
       batch_.token_ids[row] = sequence.tokens[static_cast<size_t>(position)];
@@ -141,18 +170,32 @@ void ModelRunner::launch(std::span<const ScheduledSequence> step) {
       batch_.logit_rows[num_logit_rows_++] = row - i;
   }
   batch_.query_start[step.size()] = row;
-  const auto* end =
-      reinterpret_cast<const std::byte*>(batch_.block_table + step.size() * max_blocks);
+  // Padding: rows of token 0 that belong to no sequence.
+  for (int32_t s = static_cast<int32_t>(step.size()); s < num_seqs; ++s) {
+    batch_.query_start[s + 1] = row;
+    batch_.context_len[s] = 0;
+    batch_.state_slot[s] = 0;
+    batch_.state_is_fresh[s] = 0;
+  }
+  for (int32_t t = row; t < num_tokens; ++t) {
+    batch_.token_ids[t] = 0;
+    for (int32_t axis = 0; axis < 3; ++axis) batch_.positions[axis * num_tokens + t] = 0;
+    batch_.logit_rows[t] = t;
+  }
+  const auto* end = reinterpret_cast<const std::byte*>(
+      batch_.block_table + step.size() * static_cast<size_t>(max_blocks));
   device_->upload(device_batch_base_, batch_base_, static_cast<size_t>(end - batch_base_));
+}
 
+void ModelRunner::enqueue(int32_t num_tokens, int32_t num_seqs, int32_t max_blocks, bool greedy) {
   Step forward;
   forward.ops = &device_->ops();
   forward.batch = {.num_tokens = num_tokens,
-                   .num_seqs = static_cast<int32_t>(step.size()),
+                   .num_seqs = num_seqs,
                    .query_start = device_batch_.query_start,
                    .context_len = device_batch_.context_len,
                    .block_table = device_batch_.block_table,
-                   .max_blocks = static_cast<int32_t>(max_blocks),
+                   .max_blocks = max_blocks,
                    .block_size = block_size_,
                    .state_slot = device_batch_.state_slot,
                    .state_is_fresh = device_batch_.state_is_fresh};
@@ -162,8 +205,35 @@ void ModelRunner::launch(std::span<const ScheduledSequence> step) {
   forward.num_logit_rows = num_logit_rows_;
   forward.caches = &caches_;
   forward.scratch = &scratch_;
-  model_->forward(forward, logits_.rows(0, num_logit_rows_));
+  const Tensor logits = logits_.rows(0, num_logit_rows_);
+  model_->forward(forward, logits);
+  if (greedy) device_->ops().argmax(logits, greedy_ids_.rows(0, num_logit_rows_));
   peak_scratch_bytes_ = scratch_.peak();
+}
+
+void ModelRunner::launch(std::span<const ScheduledSequence> step, bool greedy) {
+  int32_t num_tokens = 0;
+  size_t max_blocks = 1;  // of the sequences of this step
+  for (const ScheduledSequence& scheduled : step) {
+    num_tokens += scheduled.num_tokens;
+    max_blocks = std::max(max_blocks, scheduled.sequence->blocks.size());
+  }
+  int32_t num_seqs = 0;
+  if (Recording* recorded = recorded_for(step, num_tokens, &num_seqs)) {
+    upload(step, num_seqs, num_seqs, most_blocks_);
+    recorded->replay();
+    return;
+  }
+  const auto all = static_cast<int32_t>(step.size());
+  upload(step, num_tokens, all, static_cast<int32_t>(max_blocks));
+  enqueue(num_tokens, all, static_cast<int32_t>(max_blocks), greedy);
+}
+
+std::span<const int32_t> ModelRunner::collect_greedy() {
+  const Tensor ids = host_greedy_ids_.rows(0, num_logit_rows_);
+  if (num_logit_rows_ > 0) device_->download(ids.data, greedy_ids_.data, ids.num_bytes());
+  device_->synchronize();
+  return {ids.as<const int32_t>(), static_cast<size_t>(num_logit_rows_)};
 }
 
 Tensor ModelRunner::collect() {

@@ -1,9 +1,11 @@
 // Runs one planned step on the device: fills the flat batch in host memory, uploads it in one copy,
-// calls the model, brings the logits back. Makes the copies between cache tiers that the scheduler
-// asks for. Holds all device memory of the engine and all host memory the device copies to and
-// from; reserves it in one go and allocates nothing afterwards.
+// calls the model or replays a recorded step, brings logits or greedy choices back. Makes the
+// copies between cache tiers that the scheduler asks for. Holds all device memory of the engine and
+// all host memory the device copies to and from; reserves it in one go and allocates nothing
+// afterwards.
 #pragma once
 
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -31,10 +33,19 @@ class ModelRunner {
     launch(step);
     return collect();
   }
-  // Enqueues the step. The batch must not be touched, so no second launch, until collect().
-  void launch(std::span<const ScheduledSequence> step);
-  // Waits for it.
+  // Records steps of one token per sequence for batches of these sizes (rising, at most
+  // max_num_seqs), so that launch() replays them: a smaller batch is padded with sequences of no
+  // tokens. Does nothing on a device that cannot record. Before readiness: takes device memory.
+  void record(std::span<const int> sizes);
+  int num_recordings() const { return static_cast<int>(recordings_.size()); }
+
+  // Enqueues the step. With `greedy` only the largest logit of each row is wanted. The batch must
+  // not be touched, so no second launch, until one of the two below.
+  void launch(std::span<const ScheduledSequence> step, bool greedy = false);
+  // Waits for it. Logits as run() returns them.
   Tensor collect();
+  // Waits for a greedy step: each row's choice, -1 where no logit is a number.
+  std::span<const int32_t> collect_greedy();
 
   // Writes every page of logits and scratch, so that host memory that is mapped lazily is there.
   void touch_buffers();
@@ -46,6 +57,17 @@ class ModelRunner {
 
  private:
   ModelRunner() = default;
+  struct Recorded {
+    int32_t num_seqs = 0;
+    std::unique_ptr<Recording> step;
+  };
+  // The recorded step for this one, or null.
+  Recording* recorded_for(std::span<const ScheduledSequence> step, int32_t num_tokens,
+                          int32_t* num_seqs) const;
+  // Fills and uploads; rows past `step` are sequences of no tokens, up to num_seqs of them.
+  void upload(std::span<const ScheduledSequence> step, int32_t num_tokens, int32_t num_seqs,
+              int32_t max_blocks);
+  void enqueue(int32_t num_tokens, int32_t num_seqs, int32_t max_blocks, bool greedy);
 
   const Model* model_ = nullptr;
   Device* device_ = nullptr;
@@ -61,12 +83,16 @@ class ModelRunner {
   Arena scratch_;
   Tensor logits_;
   Tensor host_logits_;
-  BatchArrays batch_;  // at the same offsets in host and in device memory
+  Tensor greedy_ids_;
+  Tensor host_greedy_ids_;
+  std::vector<Recorded> recordings_;  // by rising size
+  BatchArrays batch_;                 // at the same offsets in host and in device memory
   BatchArrays device_batch_;
   std::byte* batch_base_ = nullptr;
   std::byte* device_batch_base_ = nullptr;
   int32_t num_state_slots_ = 0;
   int32_t block_size_ = 0;
+  int32_t most_blocks_ = 0;     // of a sequence: the width of a recorded step's block table
   int32_t num_logit_rows_ = 0;  // of the launched step
 };
 

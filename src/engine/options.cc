@@ -1,12 +1,38 @@
-// Names of dtypes on the command line.
+// Names on the command line, and what follows from several options together.
 #include "engine/options.h"
+
+#include <algorithm>
 
 #include "base/format.h"
 
 namespace nibble {
 
-Result<DType> parse_activation_dtype(const std::string& name) {
-  if (name == "auto" || name == "float32" || name == "float") return DType::kF32;
+Result<std::unique_ptr<Device>> open_device(const EngineOptions& options) {
+  NB_TRY(const Backend backend, parse_backend(options.device));
+  return open_device(backend, options.num_threads);
+}
+
+std::vector<int> capture_sizes(const EngineOptions& options) {
+  if (options.enforce_eager || options.cudagraph_mode == "none") return {};
+  std::vector<int> sizes;
+  for (const int size : options.cudagraph_capture_sizes)
+    if (size >= 1 && size <= options.max_num_seqs) sizes.push_back(size);
+  if (options.cudagraph_capture_sizes.empty()) {
+    // vLLM's sizes, up to its default limit.
+    constexpr int kLargest = 256;
+    const int largest = std::min(options.max_num_seqs, kLargest);
+    for (int size = 1; size <= largest; size = size < 8 ? 2 * size : size + 8)
+      sizes.push_back(size);
+    sizes.push_back(largest);
+  }
+  std::sort(sizes.begin(), sizes.end());
+  sizes.erase(std::unique(sizes.begin(), sizes.end()), sizes.end());
+  return sizes;
+}
+
+Result<DType> parse_activation_dtype(const std::string& name, DType natural) {
+  if (name == "auto") return natural;
+  if (name == "float32" || name == "float") return DType::kF32;
   if (name == "bfloat16") return DType::kBF16;
   if (name == "float16" || name == "half") return DType::kF16;
   return make_error(ErrorCode::kInvalidArgument,

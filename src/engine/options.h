@@ -3,13 +3,14 @@
 
 #include <cstddef>
 #include <string>
+#include <vector>
 
 #include "device/device.h"
 
 namespace nibble {
 
 struct EngineOptions {
-  Backend backend = Backend::kAuto;
+  std::string device = "auto";          // auto, cpu, cuda, reference
   int num_threads = 0;                  // 0: all
   std::string dtype = "auto";           // activations: auto, float32, bfloat16, float16
   std::string kv_cache_dtype = "auto";  // auto: the activation dtype; see parse_kv_cache_dtype
@@ -38,6 +39,13 @@ struct EngineOptions {
   int long_prefill_token_threshold = 0;    // most tokens of one prompt in a step, 0: no limit
   bool batch_invariant = false;            // the same tokens alone and in a crowd
 
+  // Recorded steps (CUDA graphs), with vLLM's names: none runs every step launch by launch. All
+  // other modes record steps of one token per sequence; steps with prompt tokens always run launch
+  // by launch, for their grids follow the prompts.
+  std::string cudagraph_mode = "full_and_piecewise";
+  bool enforce_eager = false;                     // the same as mode none
+  std::vector<int> cudagraph_capture_sizes = {};  // sequences; empty: 1, 2, 4, then every eighth
+
   // Kept prefixes.
   bool enable_prefix_caching = true;
   float kv_offloading_size = 0;  // GiB of host memory behind the device's cache
@@ -46,6 +54,8 @@ struct EngineOptions {
 
   template <class V>
   void visit(V& v) {
+    v.option("device", &device, "what computes: auto is the GPU if one is usable, else the CPU",
+             {"auto", "cpu", "cuda", "reference"});
     v.option("max-model-len", &max_model_len,
              "context in tokens; auto or -1: the largest that fits, up to the model's own");
     v.option("max-num-seqs", &max_num_seqs, "sequences in a batch");
@@ -76,6 +86,7 @@ struct EngineOptions {
              {"fcfs", "priority"});
     v.option("long-prefill-token-threshold", &long_prefill_token_threshold,
              "most tokens of one prompt in a step, 0 for no limit");
+    v.option("enforce-eager", &enforce_eager, "never record steps as CUDA graphs");
     v.option("batch-invariant", &batch_invariant,
              "a request's greedy tokens do not depend on its company (always so on a CPU)");
     v.option("enable-prefix-caching", &enable_prefix_caching, "keep and share computed prefixes");
@@ -89,8 +100,13 @@ struct EngineOptions {
   }
 };
 
-// The named dtypes, or an error that lists them. auto: float32 on a CPU.
-Result<DType> parse_activation_dtype(const std::string& name);
+// The device that the options name.
+Result<std::unique_ptr<Device>> open_device(const EngineOptions& options);
+// The numbers of sequences for which steps are recorded, rising, at most max_num_seqs; empty for
+// none. Every step of at most the last of them has one that is as large or larger.
+std::vector<int> capture_sizes(const EngineOptions& options);
+// The named dtypes, or an error that lists them. auto: `natural`, the device's own.
+Result<DType> parse_activation_dtype(const std::string& name, DType natural = DType::kF32);
 // auto: `activation`.
 Result<DType> parse_kv_cache_dtype(const std::string& name, DType activation);
 

@@ -300,6 +300,14 @@ Result<LogprobsMode> parse_logprobs_mode(const std::string& name) {
                     name);
 }
 
+bool is_plain_greedy(const SamplingParams& params, bool constrained, float penalty) {
+  return params.temperature < kGreedyBelow && !constrained && penalty == 0 &&
+         params.repetition_penalty == 1 && params.presence_penalty == 0 &&
+         params.frequency_penalty == 0 && params.logit_bias.empty() && params.min_tokens == 0 &&
+         params.num_logprobs < 0 && params.bad_words.empty() && params.allowed_token_ids.empty() &&
+         params.thinking_token_budget < 0;
+}
+
 Sampler::Sampler(int64_t vocab_size, LogprobsMode mode) : mode_(mode) {
   const auto size = static_cast<size_t>(vocab_size);
   kept_.reserve(size);

@@ -46,6 +46,10 @@ enum class LogprobsMode { kRawLogprobs, kProcessedLogprobs, kRawLogits, kProcess
 // raw_logprobs, processed_logprobs, raw_logits, processed_logits.
 Result<LogprobsMode> parse_logprobs_mode(const std::string& name);
 
+// Whether sample() would return the largest logit and touch nothing else, whatever the logits: then
+// the device may choose. `penalty` is the loop guard's.
+bool is_plain_greedy(const SamplingParams& params, bool constrained, float penalty);
+
 class Sampler {
  public:
   // Allocates here only; sample() does for requests that want logprobs (their lists).

@@ -6,6 +6,7 @@
 #include <span>
 
 #include "checkpoint/model_dir.h"
+#include "engine/memory_plan.h"
 #include "engine/options.h"
 #include "model/model.h"
 
@@ -31,11 +32,14 @@ class Scorer {
   std::unique_ptr<Device> device_;
   std::unique_ptr<Model> model_;
   DeviceMemory memory_;
+  DeviceMemory host_memory_;
   ModelCaches caches_;
   Arena scratch_;
   Tensor logits_;
+  Tensor host_logits_;
   CacheShape shape_;
-  std::vector<int32_t> block_table_;
+  BatchArrays batch_;  // at the same offsets in host and in device memory
+  BatchArrays device_batch_;
 };
 
 }  // namespace nibble

@@ -19,36 +19,37 @@ void attention_forward(const Step& step, const ModelSpec& spec, const AttentionW
   const Tensor k = scratch.tensor(x.dtype, kv_shape, "attention k");
   const Tensor v = scratch.tensor(x.dtype, kv_shape, "attention v");
   Tensor gate;
-  if (a.output_gate) {
-    gate = scratch.tensor(x.dtype, q_shape, "attention gate");
+  if (a.output_gate) gate = scratch.tensor(x.dtype, q_shape, "attention gate");
+  {
     const size_t inner = scratch.mark();
-    const Tensor q_and_gate = scratch.tensor(
-        x.dtype, {tokens, a.num_heads, int64_t{2} * a.head_dim}, "attention q and gate");
-    ops.linear(x, weights.q_proj, q_and_gate);
-    ops.split_pairs(q_and_gate, q, gate);
+    Tensor q_and_gate;
+    if (a.output_gate)
+      q_and_gate = scratch.tensor(x.dtype, {tokens, a.num_heads, int64_t{2} * a.head_dim},
+                                  "attention q and gate");
+    ops.linear_group(x, {{&weights.q_proj, a.output_gate ? q_and_gate : q},
+                         {&weights.k_proj, k},
+                         {&weights.v_proj, v}});
+    ops.attention_inputs(
+        {.q_and_gate = q_and_gate,
+         .q = q,
+         .gate = gate,
+         .k = k,
+         .v = v,
+         .q_norm = weights.q_norm,
+         .k_norm = weights.k_norm,
+         .norm_eps = spec.rms_norm_eps,
+         .norm_weight_offset = spec.norm_weight_offset,
+         .rope = {.x = q,
+                  .positions = step.positions,
+                  .inv_freq = spec.rope.inv_freq.data(),
+                  .rotary_dim = spec.rope.rotary_dim,
+                  .mrope_section = {spec.rope.mrope_section[0], spec.rope.mrope_section[1],
+                                    spec.rope.mrope_section[2]},
+                  .attention_scaling = spec.rope.attention_scaling},
+         .cache = cache},
+        step.batch);
     scratch.release(inner);
-  } else {
-    ops.linear(x, weights.q_proj, q);
   }
-  ops.linear(x, weights.k_proj, k);
-  ops.linear(x, weights.v_proj, v);
-  if (a.qk_norm) {
-    ops.rms_norm(q, weights.q_norm, spec.rms_norm_eps, spec.norm_weight_offset, q);
-    ops.rms_norm(k, weights.k_norm, spec.rms_norm_eps, spec.norm_weight_offset, k);
-  }
-
-  RopeArgs rope{.x = q,
-                .positions = step.positions,
-                .inv_freq = spec.rope.inv_freq.data(),
-                .rotary_dim = spec.rope.rotary_dim,
-                .mrope_section = {spec.rope.mrope_section[0], spec.rope.mrope_section[1],
-                                  spec.rope.mrope_section[2]},
-                .attention_scaling = spec.rope.attention_scaling};
-  ops.rope(rope);
-  rope.x = k;
-  ops.rope(rope);
-
-  ops.kv_append(k, v, step.batch, cache);
   const Tensor attended = scratch.tensor(x.dtype, q_shape, "attention out");
   ops.attention({.q = q,
                  .out = attended,

@@ -22,10 +22,8 @@ void decoder_layer_forward(const Step& step, const ModelSpec& spec, int layer,
                             step.caches->recurrent_state[index], normed, block);
   }
   if (step.observe) step.observe("mixer", layer, block);
-  ops.add(x, block);
-
-  ops.rms_norm(x, weights.post_attention_layernorm, spec.rms_norm_eps, spec.norm_weight_offset,
-               normed);
+  ops.add_rms_norm(x, block, weights.post_attention_layernorm, spec.rms_norm_eps,
+                   spec.norm_weight_offset, normed);
   if (step.observe) step.observe("mlp input", layer, normed);
   if (layer_spec.ffn == FfnKind::kDense) {
     mlp_forward(step, weights.mlp, normed, block);

@@ -26,20 +26,18 @@ void gated_delta_net_forward(const Step& step, const ModelSpec& spec,
     const Shape mixed_shape{tokens, d.conv_dim()};
     const Tensor mixed = scratch.tensor(x.dtype, mixed_shape, "delta net qkv");
     const Tensor convolved = scratch.tensor(x.dtype, mixed_shape, "delta net conv");
-    ops.linear(x, weights.in_proj_qkv, mixed);
-    ops.causal_conv1d({.x = mixed, .weight = weights.conv1d, .state = conv_state, .out = convolved},
-                      step.batch);
-    ops.slice_columns(convolved, 0, q);
-    ops.slice_columns(convolved, d.key_dim(), k);
-    ops.slice_columns(convolved, int64_t{2} * d.key_dim(), v);
     const Tensor a = scratch.tensor(x.dtype, gate_shape, "delta net a");
     const Tensor b = scratch.tensor(x.dtype, gate_shape, "delta net b");
-    ops.linear(x, weights.in_proj_a, a);
-    ops.linear(x, weights.in_proj_b, b);
+    ops.linear_group(x, {{&weights.in_proj_qkv, mixed},
+                         {&weights.in_proj_z, z},
+                         {&weights.in_proj_a, a},
+                         {&weights.in_proj_b, b}});
+    ops.causal_conv1d_split(
+        {.x = mixed, .weight = weights.conv1d, .state = conv_state, .out = convolved}, step.batch,
+        q, k, v);
     ops.delta_gates(a, b, weights.a_log, weights.dt_bias, log_decay, beta);
     scratch.release(inner);
   }
-  ops.linear(x, weights.in_proj_z, z);
   const Tensor mixed = scratch.tensor(x.dtype, value_shape, "delta net out");
   ops.gated_delta_net({.q = q,
                        .k = k,

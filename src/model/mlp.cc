@@ -11,8 +11,7 @@ void mlp_forward(const Step& step, const MlpWeights& weights, const Tensor& x, c
   const Shape shape{step.batch.num_tokens, weights.gate_proj.out_features};
   const Tensor gate = scratch.tensor(x.dtype, shape, "mlp gate");
   const Tensor up = scratch.tensor(x.dtype, shape, "mlp up");
-  step.ops->linear(x, weights.gate_proj, gate);
-  step.ops->linear(x, weights.up_proj, up);
+  step.ops->linear_group(x, {{&weights.gate_proj, gate}, {&weights.up_proj, up}});
   step.ops->silu_mul(gate, up, gate);
   step.ops->linear(gate, weights.down_proj, out);
   scratch.release(mark);

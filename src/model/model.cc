@@ -44,6 +44,7 @@ Result<Model> Model::load(const ModelDir& dir, Device& device, DType activation_
   NB_TRY(model.memory_, device.allocate(counter.used(), "weights"));
   Arena arena(model.memory_.data(), model.memory_.size());
   NB_TRY(model.weights_, bind_weights(dir, model.spec_, device, arena));
+  device.end_loading();
   return model;
 }
 
@@ -61,8 +62,9 @@ Result<Model> Model::shapes(const ModelSpec& spec,
 }
 
 WeightBytes Model::weight_bytes() const {
-  // A mapped head that is the embedding is one and the same file range.
-  return nibble::weight_bytes(weights_, spec_.tie_word_embeddings && arena_bytes_ == 0);
+  const bool head_is_embedding =
+      spec_.tie_word_embeddings && weights_.lm_head.dense.data == weights_.embed_tokens.data;
+  return nibble::weight_bytes(weights_, head_is_embedding);
 }
 
 void Model::forward(const Step& step, const Tensor& logits) const {

@@ -196,7 +196,12 @@ Result<ModelWeights> bind_weights(const WeightSource& source, const ModelSpec& s
     head.out_features = spec.vocab_size;
     head.in_features = spec.hidden_size;
     head.dense = embed_tokens;
-    weights.lm_head = device.prepare_linear(head, arena);
+    if (device.dense_weights_are_plain()) {
+      head.dense = weights.embed_tokens;
+      weights.lm_head = head;
+    } else {
+      weights.lm_head = device.prepare_linear(head, arena);
+    }
   } else {
     NB_TRY(weights.lm_head, binder.linear("lm_head", spec.vocab_size, spec.hidden_size));
   }

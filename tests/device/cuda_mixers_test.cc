@@ -321,9 +321,16 @@ TEST_F(CudaMixers, ConvolutionAndGatesEqualTheReference) {
         const HostTensor out(dtype, x.view().shape);
         void* gpu_state = upload(state);
         void* gpu_out = poisoned(out);
-        cuda::launch_causal_conv1d({upload(x), upload(weight), gpu_state, gpu_out, scalar_of(dtype),
-                                    cuda::Scalar::kBF16, channels, kernel},
-                                   device_batch(upload(batch)), nullptr);
+        cuda::launch_causal_conv1d({upload(x),
+                                    upload(weight),
+                                    gpu_state,
+                                    {gpu_out, nullptr, nullptr},
+                                    {channels, channels},
+                                    scalar_of(dtype),
+                                    cuda::Scalar::kBF16,
+                                    channels,
+                                    kernel},
+                                   device_batch(upload(batch)), workspace_, nullptr);
         const HostTensor actual(dtype, out.view().shape);
         const HostTensor actual_state(dtype, state.view().shape);
         download(actual, gpu_out);
@@ -345,7 +352,7 @@ TEST_F(CudaMixers, ConvolutionAndGatesEqualTheReference) {
             {upload(a), upload(b), upload(a_log), upload(dt_bias), static_cast<float*>(gpu_decay),
              static_cast<float*>(gpu_beta), scalar_of(dtype), cuda::Scalar::kF32,
              cuda::Scalar::kBF16, host.num_tokens, 6},
-            nullptr);
+            workspace_, nullptr);
         const HostTensor actual_decay(DType::kF32, a.view().shape);
         const HostTensor actual_beta(DType::kF32, a.view().shape);
         download(actual_decay, gpu_decay);

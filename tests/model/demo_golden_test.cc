@@ -16,7 +16,7 @@ using test::ModelHarness;
 constexpr float kTolerance = 1e-3f;
 
 ModelHarness demo_model() {
-  return ModelHarness(test::bundled_model("nibble-demo-14m"), Backend::kAuto, DType::kF32, 256, 1);
+  return ModelHarness(test::bundled_model("nibble-demo-14m"), Backend::kCpu, DType::kF32, 256, 1);
 }
 
 TEST(DemoModel, GreedyRepliesToAllPromptsMatch) {

@@ -1,7 +1,9 @@
-// Launcher of paged attention. Contract: Ops::attention in device/ops.h.
+// Launchers of paged attention and of what prepares its inputs. Contracts: Ops::attention and
+// Ops::attention_inputs in device/ops.h.
 #pragma once
 
 #include "device/cuda/device_batch.h"
+#include "device/cuda/elementwise.h"
 
 namespace nibble::cuda {
 
@@ -28,5 +30,28 @@ void launch_attention(const AttentionLaunch& attention, const DeviceBatch& batch
                       const Workspace& workspace, cudaStream_t stream);
 
 size_t attention_scratch_bytes(int32_t head_dim, int32_t num_sms);
+
+struct AttentionInputsLaunch {
+  const void* q_and_gate;  // [num_tokens, num_heads, 2, head_dim], or null: q holds the queries
+  void* q;                 // [num_tokens, num_heads, head_dim]
+  void* gate;              // the same
+  const void* k;           // [num_tokens, num_kv_heads, head_dim]
+  const void* v;
+  const void* q_norm;  // [head_dim], or null
+  const void* k_norm;
+  void* k_cache;  // as in AttentionLaunch
+  void* v_cache;
+  Scalar type;
+  Scalar norm_type;
+  Scalar cache_type;
+  int32_t num_heads;
+  int32_t num_kv_heads;
+  int32_t head_dim;  // at most 256
+  float norm_eps;
+  float norm_weight_offset;
+  RopeLaunch rope;  // without x and its sizes
+};
+void launch_attention_inputs(const AttentionInputsLaunch& inputs, const DeviceBatch& batch,
+                             const Workspace& workspace, cudaStream_t stream);
 
 }  // namespace nibble::cuda

@@ -26,6 +26,7 @@
 
 #include "device/cuda/attention_kernels.h"
 #include "device/cuda/cache_types.cuh"
+#include "device/cuda/overlap.cuh"
 #include "device/cuda/tensor_core.cuh"
 
 // Before sm_80 the kernel has no body, and what it would use goes unused.
@@ -90,6 +91,8 @@ __global__ __launch_bounds__(32 * kWarps) void decode_kernel(AttentionParams par
   constexpr int kPerChunk = 16 / static_cast<int>(sizeof(C));  // elements
   extern __shared__ __align__(1024) uint8_t shared[];
   __shared__ float stats[kWarps][kRows][2];
+  let_next_kernel_start();
+  wait_for_previous_kernel();
 
   const TilePlace place = find_tile(tiling, static_cast<int32_t>(blockIdx.z));
   if (place.seq < 0) return;
@@ -386,6 +389,8 @@ __global__ __launch_bounds__(32 * kWarps) void decode_kernel(AttentionParams par
 // Grid (rows, num_kv_heads, items), a thread per dim.
 __global__ void merge_kernel(AttentionParams params, Tiling tiling, int num_splits,
                              int rows_per_item) {
+  let_next_kernel_start();
+  wait_for_previous_kernel();
   const TilePlace place = find_tile(tiling, static_cast<int32_t>(blockIdx.z));
   if (place.seq < 0) return;
   const AttentionLaunch& args = params.args;
@@ -464,14 +469,13 @@ bool launch_shape(const AttentionParams& params, const Tiling& tiling, int32_t n
   allow_shared_memory(kernel, kShared);
   const auto kv_heads = static_cast<unsigned>(args.num_kv_heads);
   const auto items = static_cast<unsigned>(num_items);
-  kernel<<<dim3(static_cast<unsigned>(splits), kv_heads, items), 32 * kWarps, kShared, stream>>>(
-      params, tiling);
-  NB_CUDA_LAUNCHED();
+  const int capability = params.workspace.compute_capability;
+  launch_overlapped(kernel, dim3(static_cast<unsigned>(splits), kv_heads, items), 32 * kWarps,
+                    kShared, stream, capability, params, tiling);
   if (splits > 1) {
     const auto rows = static_cast<unsigned>(std::min(kRows, tiling.tile_tokens * params.group));
-    merge_kernel<<<dim3(rows, kv_heads, items), kDim, 0, stream>>>(params, tiling,
-                                                                   static_cast<int>(splits), kRows);
-    NB_CUDA_LAUNCHED();
+    launch_overlapped(merge_kernel, dim3(rows, kv_heads, items), kDim, 0, stream, capability,
+                      params, tiling, static_cast<int>(splits), kRows);
   }
   return true;
 }

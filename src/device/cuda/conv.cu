@@ -5,6 +5,7 @@
 // sequence, whose thread also writes the state back. Long steps: runs of kRun tokens side by side;
 // the first run of a sequence reads the old state, so the states are written by a second kernel.
 #include "device/cuda/gated_delta_net.h"
+#include "device/cuda/overlap.cuh"
 #include "device/cuda/ragged.cuh"
 
 namespace nibble::cuda {
@@ -25,6 +26,8 @@ __device__ inline float load_as_float(const void* values, Scalar type, int64_t a
 // Grid (channel blocks, runs). kWhole: a run is a whole sequence, and the state is written too.
 template <class T, bool kWhole>
 __global__ void conv_kernel(ConvLaunch conv, DeviceBatch batch) {
+  let_next_kernel_start();
+  wait_for_previous_kernel();
   const int item = static_cast<int>(blockIdx.y);
   const TilePlace place =
       kWhole ? TilePlace{item, 0} : find_tile({batch.query_start, batch.num_seqs, kRun}, item);
@@ -63,6 +66,13 @@ __global__ void conv_kernel(ConvLaunch conv, DeviceBatch batch) {
       window[i + 1] = to_float(state[history - (seq_begin - token)]);
     }
   }
+  const int part = channel < conv.end[0] ? 0 : channel < conv.end[1] ? 1 : 2;
+  const int32_t first = part == 0 ? 0 : conv.end[part - 1];
+  const int64_t width = (part == 2 ? conv.channels : conv.end[part]) - first;
+  T* out = static_cast<T*>(part == 0   ? conv.out[0]
+                           : part == 1 ? conv.out[1]
+                                       : conv.out[2]) +
+           (channel - first);
   for (int32_t token = begin; token < end; ++token) {
     const int64_t at = static_cast<int64_t>(token) * conv.channels + channel;
     float sum = 0;
@@ -72,7 +82,7 @@ __global__ void conv_kernel(ConvLaunch conv, DeviceBatch batch) {
 #pragma unroll
     for (int i = 0; i < kMostTaps; ++i) sum += window[i] * weight[i];
     const float convolved = rounded<T>(sum);
-    static_cast<T*>(conv.out)[at] = Round<T>::of(convolved * sigmoid(convolved));
+    out[token * width] = Round<T>::of(convolved * sigmoid(convolved));
   }
   if (kWhole) {
 #pragma unroll
@@ -86,6 +96,8 @@ __global__ void conv_kernel(ConvLaunch conv, DeviceBatch batch) {
 // The newest inputs of each sequence into its state. Grid (channel blocks, num_seqs).
 template <class T>
 __global__ void conv_state_kernel(ConvLaunch conv, DeviceBatch batch) {
+  let_next_kernel_start();
+  wait_for_previous_kernel();
   const int seq = static_cast<int>(blockIdx.y);
   const int channel = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
   if (channel >= conv.channels) return;
@@ -109,6 +121,8 @@ __global__ void conv_state_kernel(ConvLaunch conv, DeviceBatch batch) {
 
 template <class T>
 __global__ void gates_kernel(DeltaGatesLaunch gates) {
+  let_next_kernel_start();
+  wait_for_previous_kernel();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= static_cast<int64_t>(gates.num_tokens) * gates.num_heads) return;
   const int64_t head = i % gates.num_heads;
@@ -121,32 +135,31 @@ __global__ void gates_kernel(DeltaGatesLaunch gates) {
 
 }  // namespace
 
-void launch_causal_conv1d(const ConvLaunch& conv, const DeviceBatch& batch, cudaStream_t stream) {
+void launch_causal_conv1d(const ConvLaunch& conv, const DeviceBatch& batch,
+                          const Workspace& workspace, cudaStream_t stream) {
   if (batch.num_tokens == 0 || batch.num_seqs == 0) return;
   const auto blocks = static_cast<unsigned>((conv.channels + kThreads - 1) / kThreads);
   const auto seqs = static_cast<unsigned>(batch.num_seqs);
   with_type(conv.type, [&](auto type) {
     using T = typename decltype(type)::type;
-    if (batch.num_tokens <= 8 * batch.num_seqs) {
-      conv_kernel<T, true><<<dim3(blocks, seqs), kThreads, 0, stream>>>(conv, batch);
-      NB_CUDA_LAUNCHED();
-      return;
-    }
-    const auto runs = static_cast<unsigned>(batch.num_tokens / kRun + batch.num_seqs);
-    conv_kernel<T, false><<<dim3(blocks, runs), kThreads, 0, stream>>>(conv, batch);
-    NB_CUDA_LAUNCHED();
-    conv_state_kernel<T><<<dim3(blocks, seqs), kThreads, 0, stream>>>(conv, batch);
-    NB_CUDA_LAUNCHED();
+    const auto run = [&](void (*kernel)(ConvLaunch, DeviceBatch), unsigned items) {
+      launch_overlapped(kernel, dim3(blocks, items), kThreads, 0, stream,
+                        workspace.compute_capability, conv, batch);
+    };
+    if (batch.num_tokens <= 8 * batch.num_seqs) return run(conv_kernel<T, true>, seqs);
+    run(conv_kernel<T, false>, static_cast<unsigned>(batch.num_tokens / kRun + batch.num_seqs));
+    run(conv_state_kernel<T>, seqs);
   });
 }
 
-void launch_delta_gates(const DeltaGatesLaunch& gates, cudaStream_t stream) {
+void launch_delta_gates(const DeltaGatesLaunch& gates, const Workspace& workspace,
+                        cudaStream_t stream) {
   const int64_t count = static_cast<int64_t>(gates.num_tokens) * gates.num_heads;
   if (count == 0) return;
   with_type(gates.type, [&](auto type) {
     using T = typename decltype(type)::type;
-    gates_kernel<T><<<static_cast<unsigned>((count + 255) / 256), 256, 0, stream>>>(gates);
-    NB_CUDA_LAUNCHED();
+    launch_overlapped(gates_kernel<T>, static_cast<unsigned>((count + 255) / 256), 256, 0, stream,
+                      workspace.compute_capability, gates);
   });
 }
 

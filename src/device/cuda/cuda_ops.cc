@@ -6,6 +6,7 @@
 #include "device/cuda/elementwise.h"
 #include "device/cuda/linear.h"
 #include "device/cuda/linear_weight.h"
+#include "device/cuda/sampling.h"
 
 namespace nibble::cuda {
 namespace {
@@ -32,7 +33,7 @@ void CudaOps::rms_norm(const Tensor& x, const Tensor& weight, float eps, float w
   const int64_t n = weight.num_elements();
   launch_norm({x.data, nullptr, weight.data, out.data, scalar_of(x.dtype), scalar_of(weight.dtype),
                x.num_elements() / n, n, eps, weight_offset},
-              stream_);
+              workspace_, stream_);
 }
 
 void CudaOps::gated_rms_norm(const Tensor& x, const Tensor& gate, const Tensor& weight, float eps,
@@ -40,7 +41,7 @@ void CudaOps::gated_rms_norm(const Tensor& x, const Tensor& gate, const Tensor& 
   const int64_t n = weight.num_elements();
   launch_norm({x.data, gate.data, weight.data, out.data, scalar_of(x.dtype),
                scalar_of(weight.dtype), x.num_elements() / n, n, eps, 0.0f},
-              stream_);
+              workspace_, stream_);
 }
 
 void CudaOps::linear(const Tensor& x, const LinearWeight& weight, const Tensor& out) {
@@ -49,9 +50,28 @@ void CudaOps::linear(const Tensor& x, const LinearWeight& weight, const Tensor& 
                 workspace_, stream_);
 }
 
+void CudaOps::add_rms_norm(const Tensor& x, const Tensor& y, const Tensor& weight, float eps,
+                           float weight_offset, const Tensor& out) {
+  const int64_t n = weight.num_elements();
+  launch_norm({x.data, nullptr, weight.data, out.data, scalar_of(x.dtype), scalar_of(weight.dtype),
+               x.num_elements() / n, n, eps, weight_offset, y.data},
+              workspace_, stream_);
+}
+
+void CudaOps::linear_group(const Tensor& x, std::initializer_list<LinearPart> parts) {
+  NB_CHECK(parts.size() <= kMostLinearParts, "%zu products at once", parts.size());
+  LinearLaunch launches[kMostLinearParts];
+  int count = 0;
+  for (const LinearPart& part : parts)
+    launches[count++] = {
+        x.data,        scalar_of(x.dtype),        weight_of(*part.weight),
+        part.out.data, scalar_of(part.out.dtype), x.num_elements() / part.weight->in_features};
+  launch_linear_group(launches, count, workspace_, stream_);
+}
+
 void CudaOps::add(const Tensor& x, const Tensor& y) {
   launch_binary({Binary::kAdd, x.data, y.data, x.data, scalar_of(x.dtype), x.num_elements()},
-                stream_);
+                workspace_, stream_);
 }
 
 void CudaOps::split_pairs(const Tensor& x, const Tensor& first, const Tensor& second) {
@@ -77,29 +97,34 @@ void CudaOps::sigmoid_mul(const Tensor& x, const Tensor& gate) {
   if (count == 0) return;
   launch_binary({Binary::kSigmoidMul, x.data, gate.data, x.data, scalar_of(x.dtype), count,
                  count / gate.num_elements()},
-                stream_);
+                workspace_, stream_);
 }
 
 void CudaOps::silu_mul(const Tensor& gate, const Tensor& up, const Tensor& out) {
   launch_binary(
       {Binary::kSiluMul, gate.data, up.data, out.data, scalar_of(gate.dtype), gate.num_elements()},
-      stream_);
+      workspace_, stream_);
 }
 
-void CudaOps::rope(const RopeArgs& args) {
-  if (args.x.num_elements() == 0) return;
+RopeLaunch rope_launch(const RopeArgs& args, int64_t num_tokens) {
   RopeLaunch launch{};
-  launch.x = args.x.data;
-  launch.type = scalar_of(args.x.dtype);
   launch.positions = args.positions;
-  launch.num_tokens = args.x.shape[0];
-  launch.num_heads = args.x.shape[1];
-  launch.head_dim = args.x.shape[2];
+  launch.num_tokens = num_tokens;
   launch.half = args.rotary_dim / 2;
   NB_CHECK(launch.half <= RopeLaunch::kMaxFrequencies, "rotary_dim %d", args.rotary_dim);
   std::copy_n(args.mrope_section, 3, launch.mrope_section);
   launch.attention_scaling = args.attention_scaling;
   std::copy_n(args.inv_freq, launch.half, launch.inv_freq);
+  return launch;
+}
+
+void CudaOps::rope(const RopeArgs& args) {
+  if (args.x.num_elements() == 0) return;
+  RopeLaunch launch = rope_launch(args, args.x.shape[0]);
+  launch.x = args.x.data;
+  launch.type = scalar_of(args.x.dtype);
+  launch.num_heads = args.x.shape[1];
+  launch.head_dim = args.x.shape[2];
   launch_rope(launch, stream_);
 }
 
@@ -111,6 +136,12 @@ void CudaOps::kv_append(const Tensor& k, const Tensor& v, const RaggedBatch& bat
                     batch.num_tokens, batch.num_seqs, batch.query_start, batch.context_len,
                     batch.block_table, batch.max_blocks, batch.block_size},
                    stream_);
+}
+
+void CudaOps::argmax(const Tensor& logits, const Tensor& ids) {
+  launch_argmax({logits.as<const float>(), static_cast<int32_t>(rows_of(logits)),
+                 static_cast<int32_t>(logits.shape[1]), ids.as<int32_t>(), nullptr},
+                workspace_, stream_);
 }
 
 }  // namespace nibble::cuda

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "device/cuda/cuda_check.h"
+#include "device/cuda/elementwise.h"
 #include "device/cuda/scalar.h"
 #include "device/cuda/workspace.h"
 #include "device/ops.h"
@@ -44,12 +45,24 @@ class CudaOps final : public Ops {
   void moe_mlp(const Tensor& x, const Tensor& experts, const Tensor& weights,
                const LinearWeight* gate, const LinearWeight* up, const LinearWeight* down,
                const Tensor& scratch, const Tensor& out) override;
+  void argmax(const Tensor& logits, const Tensor& ids) override;
+
+  // Fused forms: one launch each where shapes and types allow.
+  void add_rms_norm(const Tensor& x, const Tensor& y, const Tensor& weight, float eps,
+                    float weight_offset, const Tensor& out) override;
+  void linear_group(const Tensor& x, std::initializer_list<LinearPart> parts) override;
+  void causal_conv1d_split(const ConvArgs& args, const RaggedBatch& batch, const Tensor& q,
+                           const Tensor& k, const Tensor& v) override;
+  void attention_inputs(const AttentionInputsArgs& args, const RaggedBatch& batch) override;
 
  private:
   cudaStream_t stream_;
   Workspace& workspace_;
   std::vector<int32_t> chosen_experts_;  // moe_mlp's copy of its ids
 };
+
+// RopeArgs without the tensor.
+RopeLaunch rope_launch(const RopeArgs& args, int64_t num_tokens);
 
 // The launchers' name of a dtype; a programmer error for integers and F64.
 inline Scalar scalar_of(DType dtype) {

@@ -35,18 +35,69 @@ void CudaOps::attention(const AttentionArgs& args, const RaggedBatch& batch) {
   launch_attention(launch, device_batch(batch), workspace_, stream_);
 }
 
-void CudaOps::causal_conv1d(const ConvArgs& args, const RaggedBatch& batch) {
+void CudaOps::attention_inputs(const AttentionInputsArgs& args, const RaggedBatch& batch) {
   if (batch.num_tokens == 0) return;
+  const bool gated = args.q_and_gate.shape.rank() > 0;
+  const bool normed = args.q_norm.shape.rank() > 0;
+  NB_CHECK(args.q.shape[2] <= 256 && (!normed || args.q_norm.dtype == args.k_norm.dtype),
+           "attention over heads of %lld", static_cast<long long>(args.q.shape[2]));
+  const AttentionInputsLaunch launch{
+      .q_and_gate = gated ? args.q_and_gate.data : nullptr,
+      .q = args.q.data,
+      .gate = args.gate.data,
+      .k = args.k.data,
+      .v = args.v.data,
+      .q_norm = normed ? args.q_norm.data : nullptr,
+      .k_norm = normed ? args.k_norm.data : nullptr,
+      .k_cache = args.cache.k.data,
+      .v_cache = args.cache.v.data,
+      .type = scalar_of(args.q.dtype),
+      .norm_type = normed ? scalar_of(args.q_norm.dtype) : Scalar::kF32,
+      .cache_type = scalar_of(args.cache.format.dtype),
+      .num_heads = int_of(args.q.shape[1]),
+      .num_kv_heads = int_of(args.k.shape[1]),
+      .head_dim = int_of(args.q.shape[2]),
+      .norm_eps = args.norm_eps,
+      .norm_weight_offset = args.norm_weight_offset,
+      .rope = rope_launch(args.rope, batch.num_tokens)};
+  launch_attention_inputs(launch, device_batch(batch), workspace_, stream_);
+}
+
+namespace {
+
+ConvLaunch conv_launch(const ConvArgs& args) {
+  const int32_t channels = int_of(args.x.shape[1]);
   const ConvLaunch launch{.x = args.x.data,
                           .weight = args.weight.data,
                           .state = args.state.data,
-                          .out = args.out.data,
+                          .out = {args.out.data, nullptr, nullptr},
+                          .end = {channels, channels},
                           .type = scalar_of(args.x.dtype),
                           .weight_type = scalar_of(args.weight.dtype),
-                          .channels = int_of(args.x.shape[1]),
+                          .channels = channels,
                           .kernel = int_of(args.weight.shape[1])};
   NB_CHECK(launch.kernel >= 2 && launch.kernel <= 8, "a convolution over %d tokens", launch.kernel);
-  launch_causal_conv1d(launch, device_batch(batch), stream_);
+  return launch;
+}
+
+}  // namespace
+
+void CudaOps::causal_conv1d(const ConvArgs& args, const RaggedBatch& batch) {
+  if (batch.num_tokens == 0) return;
+  launch_causal_conv1d(conv_launch(args), device_batch(batch), workspace_, stream_);
+}
+
+void CudaOps::causal_conv1d_split(const ConvArgs& args, const RaggedBatch& batch, const Tensor& q,
+                                  const Tensor& k, const Tensor& v) {
+  if (batch.num_tokens == 0) return;
+  ConvLaunch launch = conv_launch(args);
+  const int32_t key_dim = int_of(q.num_elements() / batch.num_tokens);
+  launch.out[0] = q.data;
+  launch.out[1] = k.data;
+  launch.out[2] = v.data;
+  launch.end[0] = key_dim;
+  launch.end[1] = 2 * key_dim;
+  launch_causal_conv1d(launch, device_batch(batch), workspace_, stream_);
 }
 
 void CudaOps::delta_gates(const Tensor& a, const Tensor& b, const Tensor& a_log,
@@ -63,7 +114,7 @@ void CudaOps::delta_gates(const Tensor& a, const Tensor& b, const Tensor& a_log,
                       .dt_bias_type = scalar_of(dt_bias.dtype),
                       .num_tokens = int_of(a.shape[0]),
                       .num_heads = int_of(a_log.num_elements())},
-                     stream_);
+                     workspace_, stream_);
 }
 
 void CudaOps::gated_delta_net(const GatedDeltaNetArgs& args, const RaggedBatch& batch) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "device/cuda/overlap.cuh"
 #include "device/cuda/scalar.cuh"
 
 namespace nibble::cuda {
@@ -55,6 +56,8 @@ __global__ void binary_kernel(const T* x, const T* y, T* out, int64_t count, int
   struct alignas(sizeof(T) * kWidth) Vector {
     T values[kWidth];
   };
+  let_next_kernel_start();
+  wait_for_previous_kernel();
   const int64_t i = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kWidth;
   if (i >= count) return;
   const Vector a = *reinterpret_cast<const Vector*>(x + i);
@@ -97,7 +100,8 @@ __global__ void rope_kernel(const RopeLaunch args) {
 template <class T, class C>
 __global__ void kv_append_kernel(const KvAppendLaunch args) {
   const auto t = static_cast<int32_t>(blockIdx.x);
-  int32_t low = 0;  // query_start[low] <= t < query_start[high]
+  if (t >= args.query_start[args.num_seqs]) return;  // a padded row
+  int32_t low = 0;                                   // query_start[low] <= t < query_start[high]
   int32_t high = args.num_seqs;
   while (high - low > 1) {
     const int32_t middle = (low + high) / 2;
@@ -159,7 +163,7 @@ void launch_copy_rows(const CopyRowsLaunch& args, cudaStream_t stream) {
 namespace {
 
 template <Binary operation>
-void launch_binary_of(const BinaryLaunch& args, cudaStream_t stream) {
+void launch_binary_of(const BinaryLaunch& args, const Workspace& workspace, cudaStream_t stream) {
   with_type(args.type, [&](auto type) {
     using T = typename decltype(type)::type;
     constexpr int kWidth = 16 / sizeof(T);
@@ -168,25 +172,20 @@ void launch_binary_of(const BinaryLaunch& args, cudaStream_t stream) {
     auto* out = static_cast<T*>(args.out);
     const bool wide = args.count % kWidth == 0 && aligned(x, 16) && aligned(out, 16) &&
                       (args.per_y != 1 || aligned(y, 16));
-    if (wide) {
-      binary_kernel<operation, T, kWidth><<<blocks_for(args.count / kWidth), kThreads, 0, stream>>>(
-          x, y, out, args.count, args.per_y);
-    } else {
-      binary_kernel<operation, T, 1>
-          <<<blocks_for(args.count), kThreads, 0, stream>>>(x, y, out, args.count, args.per_y);
-    }
+    auto* kernel = wide ? binary_kernel<operation, T, kWidth> : binary_kernel<operation, T, 1>;
+    launch_overlapped(kernel, blocks_for(wide ? args.count / kWidth : args.count), kThreads, 0,
+                      stream, workspace.compute_capability, x, y, out, args.count, args.per_y);
   });
-  NB_CUDA_LAUNCHED();
 }
 
 }  // namespace
 
-void launch_binary(const BinaryLaunch& args, cudaStream_t stream) {
+void launch_binary(const BinaryLaunch& args, const Workspace& workspace, cudaStream_t stream) {
   if (args.count == 0) return;
   switch (args.operation) {
-    case Binary::kAdd: return launch_binary_of<Binary::kAdd>(args, stream);
-    case Binary::kSigmoidMul: return launch_binary_of<Binary::kSigmoidMul>(args, stream);
-    case Binary::kSiluMul: return launch_binary_of<Binary::kSiluMul>(args, stream);
+    case Binary::kAdd: return launch_binary_of<Binary::kAdd>(args, workspace, stream);
+    case Binary::kSigmoidMul: return launch_binary_of<Binary::kSigmoidMul>(args, workspace, stream);
+    case Binary::kSiluMul: return launch_binary_of<Binary::kSiluMul>(args, workspace, stream);
   }
 }
 

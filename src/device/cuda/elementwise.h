@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 
 #include "device/cuda/scalar.h"
+#include "device/cuda/workspace.h"
 
 namespace nibble::cuda {
 
@@ -42,9 +43,10 @@ struct BinaryLaunch {
   int64_t count;
   int64_t per_y = 1;
 };
-void launch_binary(const BinaryLaunch& args, cudaStream_t stream);
+void launch_binary(const BinaryLaunch& args, const Workspace& workspace, cudaStream_t stream);
 
-// out = x * rsqrt(mean(x^2) + eps) * (weight + weight_offset), or with `gate` the gated norm.
+// out = x * rsqrt(mean(x^2) + eps) * (weight + weight_offset), or with `gate` the gated norm; with
+// `addend` x += addend comes first.
 struct NormLaunch {
   const void* x;
   const void* gate;  // null: the plain norm
@@ -56,8 +58,9 @@ struct NormLaunch {
   int64_t n;
   float eps;
   float weight_offset;
+  const void* addend = nullptr;  // like x, which is then written
 };
-void launch_norm(const NormLaunch& args, cudaStream_t stream);
+void launch_norm(const NormLaunch& args, const Workspace& workspace, cudaStream_t stream);
 
 // The frequencies travel by value, so that a captured graph keeps them.
 struct RopeLaunch {

@@ -11,6 +11,7 @@
 #include <cmath>
 
 #include "device/cuda/delta_rule_kernels.h"
+#include "device/cuda/overlap.cuh"
 #include "device/cuda/ragged.cuh"
 
 namespace nibble::cuda {
@@ -27,6 +28,8 @@ __global__ __launch_bounds__(256) void recurrent_kernel(Rule rule, int32_t longe
   constexpr int kLanes = kSlice / 4;          // threads that share a state row, 4 columns each
   constexpr int kRowsPerPass = 256 / kLanes;  // state rows the block covers at once
   constexpr int kPasses = kDim / kRowsPerPass;
+  let_next_kernel_start();
+  wait_for_previous_kernel();
   const int32_t seq = static_cast<int32_t>(blockIdx.z);
   const int32_t begin = rule.batch.query_start[seq];
   const int32_t count = rule.batch.query_start[seq + 1] - begin;
@@ -203,12 +206,10 @@ void launch_recurrent(const Rule& rule, int32_t longest, const Workspace& worksp
   // Enough blocks to keep the memory busy: a head's state in one piece or in four.
   const auto heads = static_cast<unsigned>(rule.num_v_heads);
   const auto seqs = static_cast<unsigned>(rule.batch.num_seqs);
-  if (heads * seqs < 4u * static_cast<unsigned>(workspace.num_sms)) {
-    recurrent_kernel<T, 32><<<dim3(4, heads, seqs), 256, 0, stream>>>(rule, longest);
-  } else {
-    recurrent_kernel<T, 128><<<dim3(1, heads, seqs), 256, 0, stream>>>(rule, longest);
-  }
-  NB_CUDA_LAUNCHED();
+  const bool quarters = heads * seqs < 4u * static_cast<unsigned>(workspace.num_sms);
+  launch_overlapped(quarters ? recurrent_kernel<T, 32> : recurrent_kernel<T, 128>,
+                    dim3(quarters ? 4 : 1, heads, seqs), 256, 0, stream,
+                    workspace.compute_capability, rule, longest);
 }
 
 template <class T>

@@ -9,13 +9,17 @@ struct ConvLaunch {
   const void* x;       // [num_tokens, channels] of type
   const void* weight;  // [channels, kernel] of weight_type
   void* state;         // [num_slots, channels, kernel - 1] of type
-  void* out;           // [num_tokens, channels] of type; not x
+  // Channels [0, end[0]) go to out[0] as [num_tokens, end[0]] of type, those up to end[1] to
+  // out[1], the rest to out[2]; none of them x. One output: end = {channels, channels}.
+  void* out[3];
+  int32_t end[2];
   Scalar type;
   Scalar weight_type;
   int32_t channels;
   int32_t kernel;  // 2..8
 };
-void launch_causal_conv1d(const ConvLaunch& conv, const DeviceBatch& batch, cudaStream_t stream);
+void launch_causal_conv1d(const ConvLaunch& conv, const DeviceBatch& batch,
+                          const Workspace& workspace, cudaStream_t stream);
 
 struct DeltaGatesLaunch {
   const void* a;  // [num_tokens, num_heads] of type
@@ -30,7 +34,8 @@ struct DeltaGatesLaunch {
   int32_t num_tokens;
   int32_t num_heads;
 };
-void launch_delta_gates(const DeltaGatesLaunch& gates, cudaStream_t stream);
+void launch_delta_gates(const DeltaGatesLaunch& gates, const Workspace& workspace,
+                        cudaStream_t stream);
 
 // Which form longer sequences take. kAuto: chunked on tensor cores where head dims, element type
 // and card allow it. The others are for tests and benchmarks.

@@ -33,4 +33,10 @@ void launch_linear(const LinearLaunch& args, const Workspace& workspace, cudaStr
   launch_linear_simple(args, stream);
 }
 
+void launch_linear_group(const LinearLaunch* parts, int count, const Workspace& workspace,
+                         cudaStream_t stream) {
+  if (count > 1 && launch_linear_skinny_group(parts, count, workspace, stream)) return;
+  for (int i = 0; i < count; ++i) launch_linear(parts[i], workspace, stream);
+}
+
 }  // namespace nibble::cuda

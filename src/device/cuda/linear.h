@@ -56,11 +56,23 @@ struct LinearLaunch {
   LinearPath path = LinearPath::kAuto;
 };
 
+// Opens cuBLASLt, so that what it takes of the GPU's memory is taken at the start.
+void load_linear_library();
+
 void launch_linear(const LinearLaunch& args, const Workspace& workspace, cudaStream_t stream);
+
+// Several products of one x [num_tokens, in]; one launch where the paths allow, results as of one
+// after the other.
+constexpr size_t kMostLinearParts = 4;
+void launch_linear_group(const LinearLaunch* parts, int count, const Workspace& workspace,
+                         cudaStream_t stream);
 
 // The paths, each in its file. They return false where they cannot serve the launch.
 bool launch_linear_skinny(const LinearLaunch& args, const Workspace& workspace,
                           cudaStream_t stream);
+// All of `parts` in one launch of the few-token kernel.
+bool launch_linear_skinny_group(const LinearLaunch* parts, int count, const Workspace& workspace,
+                                cudaStream_t stream);
 bool launch_linear_dense(const LinearLaunch& args, const Workspace& workspace, cudaStream_t stream);
 void launch_linear_simple(const LinearLaunch& args, cudaStream_t stream);
 

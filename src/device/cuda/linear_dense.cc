@@ -115,6 +115,10 @@ const Plan& plan_for(const Key& key) {
 
 }  // namespace
 
+void load_linear_library() {
+  library();
+}
+
 bool launch_linear_dense(const LinearLaunch& args, const Workspace& workspace,
                          cudaStream_t stream) {
   const Weight& weight = args.weight;

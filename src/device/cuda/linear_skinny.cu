@@ -330,11 +330,9 @@ void launch_kind(Kind kind, const SkinnyArgs& args, const Workspace& workspace,
   }
 }
 
-}  // namespace
-
-bool launch_linear_skinny(const LinearLaunch& args, const Workspace& workspace,
-                          cudaStream_t stream) {
-  constexpr int64_t kTokensAtOnce = 64;
+// The launch without its tokens; false if these kernels do not serve it.
+bool describe(const LinearLaunch& args, const Workspace& workspace, SkinnyArgs* launch,
+              Kind* kind) {
   const Weight& weight = args.weight;
   const bool aligned = reinterpret_cast<uintptr_t>(args.x) % 16 == 0 &&
                        reinterpret_cast<uintptr_t>(weight.values) % 16 == 0;
@@ -342,29 +340,41 @@ bool launch_linear_skinny(const LinearLaunch& args, const Workspace& workspace,
       weight.type != args.x_type || scalar_size(args.x_type) != 2 ||
       weight.in_features % kUnit != 0 || !aligned)
     return false;
-  SkinnyArgs launch{};
-  launch.values = weight.values;
-  launch.scale = weight.scale;
-  launch.out_is_float = args.out_type == Scalar::kF32;
-  launch.out_features = weight.out_features;
-  launch.in_features = weight.in_features;
-  launch.row_tiles = static_cast<int>((weight.out_features + 15) / 16);
-  launch.units_per_row = static_cast<int>(weight.in_features / kUnit);
-  launch.num_groups = weight.num_groups;
-  Kind kind = Kind::kDense;
+  *launch = SkinnyArgs{};
+  launch->values = weight.values;
+  launch->scale = weight.scale;
+  launch->out_is_float = args.out_type == Scalar::kF32;
+  launch->out_features = weight.out_features;
+  launch->in_features = weight.in_features;
+  launch->row_tiles = static_cast<int>((weight.out_features + 15) / 16);
+  launch->units_per_row = static_cast<int>(weight.in_features / kUnit);
+  launch->num_groups = weight.num_groups;
+  *kind = Kind::kDense;
   if (weight.layout == Layout::kTiled) {
     const int64_t group_size = weight.in_features / weight.num_groups;
-    kind = group_size == 32 ? Kind::kW4Group32 : Kind::kW4;
-    launch.units_per_group = static_cast<int>(group_size / kUnit);
-    launch.group_shift = weight.num_groups == 1 ? 31 : logarithm(launch.units_per_group);
+    *kind = group_size == 32 ? Kind::kW4Group32 : Kind::kW4;
+    launch->units_per_group = static_cast<int>(group_size / kUnit);
+    launch->group_shift = weight.num_groups == 1 ? 31 : logarithm(launch->units_per_group);
   }
+  return true;
+}
+
+}  // namespace
+
+bool launch_linear_skinny(const LinearLaunch& args, const Workspace& workspace,
+                          cudaStream_t stream) {
+  constexpr int64_t kTokensAtOnce = 64;
+  const Weight& weight = args.weight;
+  SkinnyArgs launch;
+  Kind kind;
+  if (!describe(args, workspace, &launch, &kind)) return false;
   for (int64_t begin = 0; begin < args.num_tokens; begin += kTokensAtOnce) {
     const int64_t rest = args.num_tokens - begin;
     launch.num_tokens = static_cast<int>(rest < kTokensAtOnce ? rest : kTokensAtOnce);
     launch.x = static_cast<const char*>(args.x) + begin * weight.in_features * 2;
     launch.out = static_cast<char*>(args.out) +
                  begin * weight.out_features * static_cast<int64_t>(scalar_size(args.out_type));
-    if (launch_linear_vector(args.x_type, kind, launch, workspace, stream)) continue;
+    if (launch_linear_vector(args.x_type, kind, &launch, 1, workspace, stream)) continue;
     if (args.x_type == Scalar::kBF16) {
       launch_kind<BFloat>(kind, launch, workspace, stream);
     } else {
@@ -372,6 +382,24 @@ bool launch_linear_skinny(const LinearLaunch& args, const Workspace& workspace,
     }
   }
   return true;
+}
+
+bool launch_linear_skinny_group(const LinearLaunch* parts, int count, const Workspace& workspace,
+                                cudaStream_t stream) {
+  SkinnyArgs launches[kMostLinearParts];
+  Kind kind = Kind::kDense;
+  for (int i = 0; i < count; ++i) {
+    Kind own;
+    if (parts[i].num_tokens > kVectorTokens || parts[i].num_tokens == 0 ||
+        parts[i].path != LinearPath::kAuto || !describe(parts[i], workspace, &launches[i], &own) ||
+        (i > 0 && own != kind))
+      return false;
+    kind = own;
+    launches[i].num_tokens = static_cast<int>(parts[i].num_tokens);
+    launches[i].x = parts[i].x;
+    launches[i].out = parts[i].out;
+  }
+  return launch_linear_vector(parts[0].x_type, kind, launches, count, workspace, stream);
 }
 
 }  // namespace nibble::cuda

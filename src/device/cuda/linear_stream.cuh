@@ -12,7 +12,7 @@ namespace nibble::cuda {
 
 constexpr int kWarps = 8;
 constexpr int kUnit = 64;
-constexpr int kVectorTokens = 8;  // most that launch_linear_vector takes
+constexpr int kVectorTokens = 16;  // most that launch_linear_vector takes
 
 enum class Kind { kW4, kW4Group32, kDense };
 
@@ -36,8 +36,9 @@ struct SkinnyArgs {
   uint32_t* counters;
 };
 
-// linear_vector.cu: up to kVectorTokens tokens. False if the groups are of an odd size.
-bool launch_linear_vector(Scalar type, Kind kind, const SkinnyArgs& args,
+// linear_vector.cu: up to kVectorTokens tokens; several products of one x in one launch, `count` at
+// most kMostLinearParts. False if the groups are of an odd size or, in several, of different ones.
+bool launch_linear_vector(Scalar type, Kind kind, const SkinnyArgs* parts, int count,
                           const Workspace& workspace, cudaStream_t stream);
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
@@ -190,11 +191,6 @@ struct Sums {
         for (int i = 0; i < 4; ++i) c[r][n][i] += other.c[r][n][i];
   }
   static constexpr int kFloats = kTiles * kTokenTiles * 4 * 32;  // of a warp
-  __device__ __forceinline__ void store_shared(float* to, int lane) const {
-    static_assert(kFloats == 128, "one tile");
-    reinterpret_cast<float4*>(to)[lane] =
-        make_float4(c[0][0][0], c[0][0][1], c[0][0][2], c[0][0][3]);
-  }
   __device__ __forceinline__ void add_shared(const float* from, int lane) {
     const float4 part = reinterpret_cast<const float4*>(from)[lane];
     c[0][0][0] += part.x;
@@ -223,7 +219,8 @@ struct Sums {
         c[r][n][3] += part.w;
       }
   }
-  __device__ __forceinline__ void store(const SkinnyArgs& args, int row_tile, int lane) const {
+  __device__ __forceinline__ void store(const SkinnyArgs& args, int row_tile, int lane,
+                                        int first_token = 0) const {
 #pragma unroll
     for (int r = 0; r < kTiles; ++r)
 #pragma unroll
@@ -231,7 +228,7 @@ struct Sums {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int64_t row = int64_t{row_tile + r} * 16 + lane / 4 + i / 2 * 8;
-          const int token = 8 * n + lane % 4 * 2 + i % 2;
+          const int token = first_token + 8 * n + lane % 4 * 2 + i % 2;
           if (row >= args.out_features || token >= args.num_tokens) continue;
           const int64_t at = token * args.out_features + row;
           if (args.out_is_float) {

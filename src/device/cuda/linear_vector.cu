@@ -1,176 +1,260 @@
-// y = x W' for up to 8 tokens: a thread block per row tile, its warps taking turns along the row,
-// their sums joined in shared memory. Many short blocks keep the memory busy without any hand-over
-// between them; every warp reads other activations, which is why it is not for more tokens.
+// y = x W' for up to 16 tokens: a thread block per row tile (two from 9 tokens on), its warps
+// taking turns along the row, their sums joined in shared memory. Many short blocks keep the memory
+// busy without any hand-over between them. Every warp reads other activations: with two row tiles
+// those of 16 tokens cost per weight what 8 cost with one; for more tokens they would be the limit.
 //
 // kWide: two units at a time under one scale, in groups of 128 or more: the instructions around the
 // dequantization are what limits packed weights here, and this halves them.
+#include <climits>
+
 #include "device/cuda/linear_stream.cuh"
 #include "device/cuda/overlap.cuh"
 
 namespace nibble::cuda {
 namespace {
 
-template <Kind kind, bool kWide>
-constexpr int kVectorValueBytes = kind == Kind::kDense ? 2048
-                                  : kWide              ? 1024
-                                                       : 512;
-template <Kind kind, bool kWide>
-constexpr int kVectorStageBytes = kVectorValueBytes<kind, kWide> + (kind == Kind::kDense ? 0
-                                                                    : kind == Kind::kW4  ? 64
-                                                                                         : 128);
-template <Kind kind, bool kWide>
-constexpr int kVectorStages = kind == Kind::kDense ? 4
-                              : kWide              ? 6
-                                                   : 8;
+// What a block does: units in a stage, tiles of 16 rows, tiles of 8 tokens; what that takes.
+template <Kind kKind, bool kWide, int kTiles>
+struct VectorShape {
+  static constexpr Kind kind = kKind;
+  static constexpr int kUnits = kWide ? 2 : 1;
+  static constexpr int kRowTiles = kTiles;
+  static constexpr int kTokenTiles = kTiles;
+  static constexpr int kVectors = kind == Kind::kDense ? 4 : 1;  // of 512 bytes, unit and row tile
+  static constexpr int kValueBytes = kUnits * kRowTiles * kVectors * 512;
+  static constexpr int kScaleLanes = kind == Kind::kDense ? 0 : kind == Kind::kW4 ? 8 : 16;
+  static constexpr int kStage = kValueBytes + kRowTiles * kScaleLanes * 8;
+  static constexpr int kDepth = kind == Kind::kDense ? (kTiles == 1 ? 4 : 3) : kWide ? 6 : 8;
+  static constexpr int kRing = kDepth * kStage;        // of a warp
+  static constexpr int kBlocks = kTiles == 1 ? 3 : 2;  // on a multiprocessor
+  static constexpr int kSumBytes = kRowTiles * kTokenTiles * 512;
+  static constexpr size_t kShared = size_t{kWarps} * (kRing > kSumBytes ? kRing : kSumBytes);
+};
 
-template <class T, Kind kind, bool kWide>
-__global__ void __launch_bounds__(kWarps * 32, 3) vector_kernel(const SkinnyArgs args) {
+// The row tiles of several weights in one grid.
+struct VectorGroup {
+  SkinnyArgs parts[kMostLinearParts];
+  int end[kMostLinearParts];  // blocks of this part and those before it; INT_MAX from the last
+};
+
+template <class T, class Shape>
+__global__ void __launch_bounds__(kWarps * 32, Shape::kBlocks)
+    vector_kernel(const __grid_constant__ VectorGroup group) {
 #if NB_SKINNY_CODE
-  constexpr int kUnits = kWide ? 2 : 1;  // in a stage
-  constexpr int kDepth = kVectorStages<kind, kWide>;
-  constexpr int kStage = kVectorStageBytes<kind, kWide>;
+  constexpr Kind kind = Shape::kind;
+  constexpr int kUnits = Shape::kUnits;
+  constexpr int kRowTiles = Shape::kRowTiles;
+  constexpr int kTokenTiles = Shape::kTokenTiles;
   extern __shared__ __align__(16) char shared[];
-  __shared__ __align__(16) float parts[kWarps][128];
   let_next_kernel_start();
+  int part = 0;
+  while (static_cast<int>(blockIdx.x) >= group.end[part]) ++part;
+  const SkinnyArgs& args = group.parts[part];
+  const int row_tile =
+      (static_cast<int>(blockIdx.x) - (part == 0 ? 0 : group.end[part - 1])) * kRowTiles;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  const int row_tile = static_cast<int>(blockIdx.x);
-  char* ring = shared + warp * kDepth * kStage;
+  char* ring = shared + warp * Shape::kRing;
   const int count = (args.units_per_row / kUnits - warp + kWarps - 1) / kWarps;
 
-  const char* values[2];
+  // Row tiles past the end repeat the last one; their sums are not stored.
+  constexpr int kPointers = kRowTiles * (kind == Kind::kDense ? 2 : 1);
+  const char* values[kPointers];
   const char* scale = nullptr;
-  if constexpr (kind == Kind::kDense) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int64_t row = min(int64_t{row_tile} * 16 + lane / 4 + 8 * half, args.out_features - 1);
-      values[half] = static_cast<const char*>(args.values) +
-                     (row * args.in_features + warp * kUnit + lane % 4 * 8) * 2;
+  for (int i = 0; i < kPointers; ++i) {
+    if constexpr (kind == Kind::kDense) {
+      const int64_t row = min(int64_t{row_tile} * 16 + lane / 4 + 8 * i, args.out_features - 1);
+      values[i] = static_cast<const char*>(args.values) +
+                  (row * args.in_features + warp * kUnit + lane % 4 * 8) * 2;
+    } else {
+      const int64_t tile = min(row_tile + i, args.row_tiles - 1);
+      values[i] = static_cast<const char*>(args.values) +
+                  (tile * args.units_per_row + warp * kUnits) * 512 + lane * 16;
     }
-  } else {
-    values[0] = static_cast<const char*>(args.values) +
-                (int64_t{row_tile} * args.units_per_row + warp * kUnits) * 512 + lane * 16;
-    scale = static_cast<const char*>(args.scale) + row_tile * args.num_groups * 64 + lane * 8;
+  }
+  if constexpr (kind != Kind::kDense) {
+    const int64_t tile = min(row_tile + lane / Shape::kScaleLanes, args.row_tiles - 1);
+    scale = static_cast<const char*>(args.scale) + tile * args.num_groups * 64 +
+            lane % Shape::kScaleLanes * 8;
   }
   int fetched = 0;
   char* fetch_stage = ring;
   const auto fetch_next = [&] {
     if (fetched < count) {
-      if constexpr (kind == Kind::kDense) {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
+      for (int i = 0; i < kPointers; ++i) {
+        if constexpr (kind == Kind::kDense) {
 #pragma unroll
           for (int j = 0; j < 2; ++j)
-            copy_async_16(fetch_stage + (half * 2 + j) * 512 + lane * 16, values[half] + j * 64);
-          values[half] += kWarps * kUnit * 2;
-        }
-      } else {
+            copy_async_16(fetch_stage + (i * 2 + j) * 512 + lane * 16, values[i] + j * 64);
+          values[i] += kWarps * kUnit * 2;
+        } else {
 #pragma unroll
-        for (int u = 0; u < kUnits; ++u)
-          copy_async_16(fetch_stage + u * 512 + lane * 16, values[0] + u * 512);
-        values[0] += kWarps * kUnits * 512;
+          for (int u = 0; u < kUnits; ++u)
+            copy_async_16(fetch_stage + (u * kRowTiles + i) * 512 + lane * 16, values[i] + u * 512);
+          values[i] += kWarps * kUnits * 512;
+        }
+      }
+      if constexpr (kind != Kind::kDense) {
         const int unit = (fetched * kWarps + warp) * kUnits;
-        const int group = kind == Kind::kW4 ? unit >> args.group_shift : 2 * unit;
-        if (lane < (kind == Kind::kW4 ? 8 : 16))
-          copy_async_8(fetch_stage + kVectorValueBytes<kind, kWide> + lane * 8, scale + group * 64);
+        const int first = kind == Kind::kW4 ? unit >> args.group_shift : 2 * unit;
+        if (lane < kRowTiles * Shape::kScaleLanes)
+          copy_async_8(fetch_stage + Shape::kValueBytes + lane * 8, scale + first * 64);
       }
       ++fetched;
-      fetch_stage += kStage;
-      if (fetch_stage == ring + kDepth * kStage) fetch_stage = ring;
+      fetch_stage += Shape::kStage;
+      if (fetch_stage == ring + Shape::kRing) fetch_stage = ring;
     }
     commit_async();
   };
 #pragma unroll
-  for (int i = 0; i < kDepth - 1; ++i) fetch_next();
+  for (int i = 0; i < Shape::kDepth - 1; ++i) fetch_next();
   wait_for_previous_kernel();
 
-  const bool present = lane / 4 < args.num_tokens;
-  const char* x_at = static_cast<const char*>(args.x) +
-                     (lane / 4 * args.in_features + warp * kUnits * kUnit + lane % 4 * 8) * 2;
-  Activations ahead[kUnits];
+  bool present[kTokenTiles];
+  const char* x_at[kTokenTiles];
+  Activations ahead[kUnits][kTokenTiles];
 #pragma unroll
-  for (int u = 0; u < kUnits; ++u) ahead[u].read(x_at + u * kUnit * 2, present && count > 0);
-  Sums<T, 1, 1> sums[2];
-  sums[0].clear();
-  sums[1].clear();
+  for (int n = 0; n < kTokenTiles; ++n) {
+    present[n] = lane / 4 + 8 * n < args.num_tokens;
+    x_at[n] = static_cast<const char*>(args.x) +
+              ((lane / 4 + 8 * n) * args.in_features + warp * kUnits * kUnit + lane % 4 * 8) * 2;
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u)
+      ahead[u][n].read(x_at[n] + u * kUnit * 2, present[n] && count > 0);
+  }
+  // With one tile, two chains of products run side by side.
+  constexpr int kChains = kRowTiles == 1 ? 2 : 1;
+  Sums<T, kTokenTiles, kRowTiles> sums[kChains];
+#pragma unroll
+  for (int i = 0; i < kChains; ++i) sums[i].clear();
   const char* stage = ring;
 #pragma unroll 2
   for (int i = 0; i < count; ++i) {
-    Activations x[kUnits];
-    x_at += kWarps * kUnits * kUnit * 2;
+    Activations x[kUnits][kTokenTiles];
 #pragma unroll
-    for (int u = 0; u < kUnits; ++u) {
-      x[u] = ahead[u];
-      ahead[u].read(x_at + u * kUnit * 2, present && i + 1 < count);
+    for (int n = 0; n < kTokenTiles; ++n) {
+      x_at[n] += kWarps * kUnits * kUnit * 2;
+#pragma unroll
+      for (int u = 0; u < kUnits; ++u) {
+        x[u][n] = ahead[u][n];
+        ahead[u][n].read(x_at[n] + u * kUnit * 2, present[n] && i + 1 < count);
+      }
     }
-    wait_async<kDepth - 2>();
+    wait_async<Shape::kDepth - 2>();
     __syncwarp();
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
-      Operand<T, kind> weights;
-      weights.read(stage + u * 512, stage + kVectorValueBytes<kind, kWide>, 0, lane);
-      uint32_t a[4][4];
-      weights.template step<0>(a[0]);
-      weights.template step<1>(a[1]);
-      weights.template step<2>(a[2]);
-      weights.template step<3>(a[3]);
-      Pair<T>::mma(sums[0].c[0][0], a[0], x[u].x[0].x, x[u].x[0].y);
-      Pair<T>::mma(sums[1].c[0][0], a[1], x[u].x[0].z, x[u].x[0].w);
-      Pair<T>::mma(sums[0].c[0][0], a[2], x[u].x[1].x, x[u].x[1].y);
-      Pair<T>::mma(sums[1].c[0][0], a[3], x[u].x[1].z, x[u].x[1].w);
+#pragma unroll
+      for (int r = 0; r < kRowTiles; ++r) {
+        Operand<T, kind> weights;
+        weights.read(stage + u * kRowTiles * Shape::kVectors * 512, stage + Shape::kValueBytes, r,
+                     lane);
+        uint32_t a[4][4];
+        weights.template step<0>(a[0]);
+        weights.template step<1>(a[1]);
+        weights.template step<2>(a[2]);
+        weights.template step<3>(a[3]);
+#pragma unroll
+        for (int n = 0; n < kTokenTiles; ++n) {
+          const uint4(&b)[2] = x[u][n].x;
+          Pair<T>::mma(sums[0].c[r][n], a[0], b[0].x, b[0].y);
+          Pair<T>::mma(sums[kChains - 1].c[r][n], a[1], b[0].z, b[0].w);
+          Pair<T>::mma(sums[0].c[r][n], a[2], b[1].x, b[1].y);
+          Pair<T>::mma(sums[kChains - 1].c[r][n], a[3], b[1].z, b[1].w);
+        }
+      }
     }
     fetch_next();
-    stage += kStage;
-    if (stage == ring + kDepth * kStage) stage = ring;
+    stage += Shape::kStage;
+    if (stage == ring + Shape::kRing) stage = ring;
   }
-  sums[0].add(sums[1]);
-  sums[0].store_shared(parts[warp], lane);
+  if constexpr (kChains == 2) sums[0].add(sums[1]);
+
+  // All copies have landed: the rings become room for the sums, [tile][warp][32 lanes x 4].
   __syncthreads();
-  if (warp != 0) return;
-  sums[0].clear();
+  auto* parts = reinterpret_cast<float4*>(shared);
 #pragma unroll
-  for (int w = 0; w < kWarps; ++w) sums[0].add_shared(parts[w], lane);
-  sums[0].store(args, row_tile, lane);
+  for (int r = 0; r < kRowTiles; ++r)
+#pragma unroll
+    for (int n = 0; n < kTokenTiles; ++n) {
+      const float(&c)[4] = sums[0].c[r][n];
+      parts[((r * kTokenTiles + n) * kWarps + warp) * 32 + lane] =
+          make_float4(c[0], c[1], c[2], c[3]);
+    }
+  __syncthreads();
+  if (warp >= kRowTiles * kTokenTiles) return;
+  Sums<T, 1, 1> total;
+  total.clear();
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w)
+    total.add_shared(reinterpret_cast<const float*>(parts + (warp * kWarps + w) * 32), lane);
+  total.store(args, row_tile + warp / kTokenTiles, lane, 8 * (warp % kTokenTiles));
 #endif
 }
 
-template <class T, Kind kind, bool kWide>
-void launch_vector(const SkinnyArgs& args, const Workspace& workspace, cudaStream_t stream) {
-  const auto kernel = vector_kernel<T, kind, kWide>;
-  constexpr size_t kShared =
-      size_t{kWarps} * kVectorStages<kind, kWide> * kVectorStageBytes<kind, kWide>;
+template <class T, class Shape>
+void launch_vector(const SkinnyArgs* parts, int count, const Workspace& workspace,
+                   cudaStream_t stream) {
+  VectorGroup group;
+  int blocks = 0;
+  for (int i = 0; i < static_cast<int>(kMostLinearParts); ++i) {
+    if (i < count) {
+      group.parts[i] = parts[i];
+      blocks += (parts[i].row_tiles + Shape::kRowTiles - 1) / Shape::kRowTiles;
+    }
+    group.end[i] = i + 1 < count ? blocks : INT_MAX;
+  }
+  const auto kernel = vector_kernel<T, Shape>;
   static const bool ready = [&] {
     NB_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(kShared)));
+                                 static_cast<int>(Shape::kShared)));
     return true;
   }();
   static_cast<void>(ready);
-  launch_overlapped(kernel, static_cast<unsigned>(args.row_tiles), kWarps * 32, kShared, stream,
-                    workspace.compute_capability, args);
+  launch_overlapped(kernel, static_cast<unsigned>(blocks), kWarps * 32, Shape::kShared, stream,
+                    workspace.compute_capability, group);
+}
+
+bool takes_wide(const SkinnyArgs& args) {
+  return args.group_shift >= 1 && args.units_per_row % 2 == 0;
+}
+
+template <class T, Kind kind, bool kWide>
+void launch_tiles(const SkinnyArgs* parts, int count, const Workspace& workspace,
+                  cudaStream_t stream) {
+  if (parts[0].num_tokens <= 8)
+    return launch_vector<T, VectorShape<kind, kWide, 1>>(parts, count, workspace, stream);
+  launch_vector<T, VectorShape<kind, kWide, 2>>(parts, count, workspace, stream);
 }
 
 template <class T>
-void launch(Kind kind, const SkinnyArgs& args, const Workspace& workspace, cudaStream_t stream) {
+void launch(Kind kind, const SkinnyArgs* parts, int count, const Workspace& workspace,
+            cudaStream_t stream) {
   switch (kind) {
     case Kind::kW4:
-      if (args.group_shift >= 1 && args.units_per_row % 2 == 0)
-        return launch_vector<T, Kind::kW4, true>(args, workspace, stream);
-      return launch_vector<T, Kind::kW4, false>(args, workspace, stream);
+      if (takes_wide(parts[0]))
+        return launch_tiles<T, Kind::kW4, true>(parts, count, workspace, stream);
+      return launch_tiles<T, Kind::kW4, false>(parts, count, workspace, stream);
     case Kind::kW4Group32:
-      return launch_vector<T, Kind::kW4Group32, false>(args, workspace, stream);
-    case Kind::kDense: return launch_vector<T, Kind::kDense, false>(args, workspace, stream);
+      return launch_tiles<T, Kind::kW4Group32, false>(parts, count, workspace, stream);
+    case Kind::kDense: return launch_tiles<T, Kind::kDense, false>(parts, count, workspace, stream);
   }
 }
 
 }  // namespace
 
-bool launch_linear_vector(Scalar type, Kind kind, const SkinnyArgs& args,
+bool launch_linear_vector(Scalar type, Kind kind, const SkinnyArgs* parts, int count,
                           const Workspace& workspace, cudaStream_t stream) {
-  if (args.num_tokens > kVectorTokens || args.group_shift < 0) return false;
+  for (int i = 0; i < count; ++i)
+    if (parts[i].num_tokens > kVectorTokens || parts[i].group_shift < 0 ||
+        takes_wide(parts[i]) != takes_wide(parts[0]))
+      return false;
   if (type == Scalar::kBF16) {
-    launch<BFloat>(kind, args, workspace, stream);
+    launch<BFloat>(kind, parts, count, workspace, stream);
   } else {
-    launch<Half>(kind, args, workspace, stream);
+    launch<Half>(kind, parts, count, workspace, stream);
   }
   return true;
 }

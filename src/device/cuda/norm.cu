@@ -2,6 +2,7 @@
 // row, kept in registers between the sum and the scaling when it fits, read again from the cache
 // when it does not.
 #include "device/cuda/elementwise.h"
+#include "device/cuda/overlap.cuh"
 #include "device/cuda/scalar.cuh"
 
 namespace nibble::cuda {
@@ -53,6 +54,8 @@ __device__ __forceinline__ float partial_sum(const NormLaunch& args, int64_t row
 
 template <class T, class W>
 __global__ void short_rows_kernel(const NormLaunch args) {
+  let_next_kernel_start();
+  wait_for_previous_kernel();
   const int64_t row = (int64_t{blockIdx.x} * kBlock + threadIdx.x) / 32;
   if (row >= args.num_rows) return;
   const int lane = threadIdx.x % 32;
@@ -72,6 +75,8 @@ __device__ __forceinline__ float block_sum(float x) {
 
 template <class T, class W>
 __global__ void long_rows_kernel(const NormLaunch args) {
+  let_next_kernel_start();
+  wait_for_previous_kernel();
   const int thread = threadIdx.x;
   const float sum = block_sum(partial_sum<T>(args, blockIdx.x, thread, kBlock));
   finish_row<T, W>(args, blockIdx.x, thread, kBlock, sum);
@@ -84,6 +89,8 @@ __global__ void register_rows_kernel(const NormLaunch args) {
   struct alignas(16) Vector {
     T values[8];
   };
+  let_next_kernel_start();
+  wait_for_previous_kernel();
   const auto* x =
       reinterpret_cast<const Vector*>(static_cast<const T*>(args.x) + int64_t{blockIdx.x} * args.n);
   const auto count = static_cast<int>(args.n / 8);
@@ -94,6 +101,14 @@ __global__ void register_rows_kernel(const NormLaunch args) {
     const int at = v * kBlock + static_cast<int>(threadIdx.x);
     if (at < count) {
       row[v] = x[at];
+      if (args.addend != nullptr) {
+        const Vector y = reinterpret_cast<const Vector*>(static_cast<const T*>(args.addend) +
+                                                         int64_t{blockIdx.x} * args.n)[at];
+#pragma unroll
+        for (int j = 0; j < 8; ++j)
+          row[v].values[j] = Round<T>::of(to_float(row[v].values[j]) + to_float(y.values[j]));
+        const_cast<Vector*>(x)[at] = row[v];
+      }
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
         const float value = to_float(row[v].values[j]);
@@ -119,33 +134,40 @@ __global__ void register_rows_kernel(const NormLaunch args) {
 }
 
 template <class T, class W>
-void launch(const NormLaunch& args, cudaStream_t stream) {
+void launch(NormLaunch args, const Workspace& workspace, cudaStream_t stream) {
   const auto rows = static_cast<unsigned>(args.num_rows);
+  const auto run = [&](void (*kernel)(NormLaunch), unsigned blocks) {
+    launch_overlapped(kernel, blocks, kBlock, 0, stream, workspace.compute_capability, args);
+  };
+  const auto aligned = [](const void* pointer) {
+    return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+  };
+  const bool vectors = args.n >= kLongRow && args.gate == nullptr && args.n % 8 == 0 &&
+                       aligned(args.x) && aligned(args.out) && aligned(args.addend);
+  if constexpr (sizeof(T) == 2) {
+    if (vectors && args.n <= 4 * 8 * kBlock) return run(register_rows_kernel<T, W, 4>, rows);
+  }
+  if (args.addend != nullptr) {
+    launch_binary({Binary::kAdd, args.x, args.addend, const_cast<void*>(args.x), args.type,
+                   args.num_rows * args.n},
+                  workspace, stream);
+    args.addend = nullptr;
+  }
   if (args.n < kLongRow) {
     const int64_t threads = args.num_rows * 32;
-    short_rows_kernel<T, W>
-        <<<static_cast<unsigned>((threads + kBlock - 1) / kBlock), kBlock, 0, stream>>>(args);
-    return;
+    return run(short_rows_kernel<T, W>, static_cast<unsigned>((threads + kBlock - 1) / kBlock));
   }
-  const bool vectors = args.gate == nullptr && args.n % 8 == 0 &&
-                       reinterpret_cast<uintptr_t>(args.x) % 16 == 0 &&
-                       reinterpret_cast<uintptr_t>(args.out) % 16 == 0;
-  if constexpr (sizeof(T) == 2) {
-    if (vectors && args.n <= 4 * 8 * kBlock) {
-      register_rows_kernel<T, W, 4><<<rows, kBlock, 0, stream>>>(args);
-      return;
-    }
-  }
-  long_rows_kernel<T, W><<<rows, kBlock, 0, stream>>>(args);
+  run(long_rows_kernel<T, W>, rows);
 }
 
 }  // namespace
 
-void launch_norm(const NormLaunch& args, cudaStream_t stream) {
+void launch_norm(const NormLaunch& args, const Workspace& workspace, cudaStream_t stream) {
   if (args.num_rows == 0 || args.n == 0) return;
   with_type(args.type, [&](auto type) {
     with_type(args.weight_type, [&](auto weight_type) {
-      launch<typename decltype(type)::type, typename decltype(weight_type)::type>(args, stream);
+      launch<typename decltype(type)::type, typename decltype(weight_type)::type>(args, workspace,
+                                                                                  stream);
     });
   });
   NB_CUDA_LAUNCHED();

@@ -69,7 +69,7 @@ __global__ void choose_kernel(ArgmaxLaunch args, const Part* parts) {
                                  : Part{-INFINITY, INT32_MAX, 0, 0};
   own = warp_merge(own);
   if (lane != 0) return;
-  args.ids[blockIdx.x] = own.index == INT32_MAX ? 0 : own.index;
+  args.ids[blockIdx.x] = own.index == INT32_MAX ? -1 : own.index;
   if (args.logprobs != nullptr) args.logprobs[blockIdx.x] = -logf(own.sum);
 }
 

@@ -1,4 +1,5 @@
-// Launchers of token choice over logits that stay on the GPU. Not (yet) part of device/ops.h.
+// Launchers of token choice over logits that stay on the GPU. Contract: Ops::argmax in
+// device/ops.h.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -8,8 +9,8 @@
 namespace nibble::cuda {
 
 // Row r's largest logit: ids[r], the lowest index among equals, and its log probability under the
-// softmax of the row in logprobs[r] (null: not wanted). NaN is never chosen unless the row holds
-// nothing else, which gives index 0.
+// softmax of the row in logprobs[r] (null: not wanted). NaN and -infinity are never
+// chosen: a row of nothing else gives -1.
 struct ArgmaxLaunch {
   const float* logits;  // [num_rows, vocab_size]
   int32_t num_rows;

@@ -1,6 +1,7 @@
-// Embedding, copies, activations and rotary embedding.
+// Embedding, copies, activations, rotary embedding and the greedy choice.
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "device/ref/float_types.h"
 #include "device/ref/ref_ops.h"
@@ -122,6 +123,20 @@ void RefOps::rope(const RopeArgs& args) {
       }
     }
   });
+}
+
+void RefOps::argmax(const Tensor& logits, const Tensor& ids) {
+  for (int64_t r = 0; r < num_rows(logits); ++r) {
+    const float* row = logits.as<const float>() + r * logits.shape[1];
+    float largest = -std::numeric_limits<float>::infinity();
+    int32_t best = -1;
+    for (int64_t i = 0; i < logits.shape[1]; ++i)
+      if (row[i] > largest) {
+        largest = row[i];
+        best = static_cast<int32_t>(i);
+      }
+    ids.as<int32_t>()[r] = best;
+  }
 }
 
 }  // namespace nibble::ref

@@ -35,6 +35,7 @@ class RefOps : public Ops {
   void moe_mlp(const Tensor& x, const Tensor& experts, const Tensor& weights,
                const LinearWeight* gate, const LinearWeight* up, const LinearWeight* down,
                const Tensor& scratch, const Tensor& out) override;
+  void argmax(const Tensor& logits, const Tensor& ids) override;
 };
 
 // Row `row` of a weight as floats, dequantized by the contract in tensor/linear_weight.h.

@@ -374,4 +374,13 @@ void CheckedOps::moe_mlp(const Tensor& x, const Tensor& experts, const Tensor& w
   call.finite("out", out);
 }
 
+void CheckedOps::argmax(const Tensor& logits, const Tensor& ids) {
+  const Call call("argmax");
+  call.rank("logits", logits, 2);
+  call.dtype("logits", logits, DType::kF32);
+  call.shape("ids", ids, {logits.shape[0]});
+  call.dtype("ids", ids, DType::kI32);
+  ForwardingOps::argmax(logits, ids);
+}
+
 }  // namespace nibble

@@ -36,6 +36,7 @@ class CheckedOps final : public ForwardingOps {
   void moe_mlp(const Tensor& x, const Tensor& experts, const Tensor& weights,
                const LinearWeight* gate, const LinearWeight* up, const LinearWeight* down,
                const Tensor& scratch, const Tensor& out) override;
+  void argmax(const Tensor& logits, const Tensor& ids) override;
 };
 
 }  // namespace nibble

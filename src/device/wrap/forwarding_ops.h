@@ -64,6 +64,7 @@ class ForwardingOps : public Ops {
                const Tensor& scratch, const Tensor& out) override {
     inner_.moe_mlp(x, experts, weights, gate, up, down, scratch, out);
   }
+  void argmax(const Tensor& logits, const Tensor& ids) override { inner_.argmax(logits, ids); }
 
  private:
   Ops& inner_;

@@ -1,0 +1,211 @@
+// The fused forms of Ops on a GPU against the calls they stand for, on the same GPU: the same
+// values, bit for bit in 16 bits. And the greedy choice against the reference. Without a GPU every
+// test is skipped, and the program says so.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "device/cuda_device_tensor.h"
+
+namespace nibble {
+namespace {
+
+using test::DeviceArray;
+using test::DeviceTensor;
+using test::HostTensor;
+using test::OwnedBatch;
+using test::relative_error;
+
+class CudaFusedProperty : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (test::gpu() == nullptr) GTEST_SKIP() << "no GPU";
+  }
+  Ops& gpu() { return test::gpu()->ops(); }
+  int pick(int low, int high) { return std::uniform_int_distribution(low, high)(random_); }
+  HostTensor normal(DType dtype, Shape shape, float scale = 1) {
+    return {dtype, shape, test::normal_values(random_, shape.num_elements(), scale)};
+  }
+  // In f32 a compiler may contract a product and a sum differently in the two forms.
+  static void expect_equal(const DeviceTensor& fused, const DeviceTensor& plain, const char* what) {
+    if (plain.view().dtype == DType::kF32) {
+      EXPECT_LT(relative_error(fused.floats(), plain.floats()), 2e-6) << what;
+    } else {
+      EXPECT_EQ(fused.host().bytes(), plain.host().bytes()) << what;
+    }
+  }
+  // A batch with its arrays on the GPU. `padding` rows of no sequence follow.
+  struct DeviceBatch {
+    explicit DeviceBatch(const OwnedBatch& owned)
+        : host(owned.view()),
+          query_start(copy(host.query_start, host.num_seqs + 1)),
+          context_len(copy(host.context_len, host.num_seqs)),
+          table(copy(host.block_table, host.num_seqs * host.max_blocks)),
+          slots(copy(host.state_slot, host.num_seqs)),
+          fresh(copy(host.state_is_fresh, host.num_seqs)) {}
+    RaggedBatch view() const {
+      RaggedBatch batch = host;
+      batch.query_start = query_start.data();
+      batch.context_len = context_len.data();
+      batch.block_table = table.data();
+      batch.state_slot = slots.data();
+      batch.state_is_fresh = fresh.data();
+      return batch;
+    }
+    template <class T>
+    static DeviceArray<T> copy(const T* values, int32_t count) {
+      return DeviceArray<T>(std::vector<T>(values, values + count));
+    }
+    RaggedBatch host;
+    DeviceArray<int32_t> query_start, context_len, table, slots;
+    DeviceArray<uint8_t> fresh;
+  };
+
+  std::mt19937 random_{test::test_seed()};
+};
+
+constexpr DType kTypes[] = {DType::kF32, DType::kBF16, DType::kF16};
+
+TEST_F(CudaFusedProperty, AddAndNorm) {
+  for (const DType dtype : kTypes)
+    for (const int n : {7, 256, 1024, 5120, 9000})
+      for (const int rows : {0, 1, 33}) {
+        SCOPED_TRACE(testing::Message() << dtype_name(dtype) << " " << rows << " x " << n);
+        const HostTensor x = normal(dtype, {rows, n});
+        const DeviceTensor y(normal(dtype, {rows, n}));
+        const DeviceTensor weight(normal(DType::kBF16, {n}));
+        const DeviceTensor x1(x), x2(x), out1(dtype, {rows, n}), out2(dtype, {rows, n});
+        gpu().add_rms_norm(x1, y, weight, 1e-6f, 1.0f, out1);
+        gpu().Ops::add_rms_norm(x2, y, weight, 1e-6f, 1.0f, out2);
+        expect_equal(x1, x2, "sum");
+        expect_equal(out1, out2, "norm");
+      }
+}
+
+TEST_F(CudaFusedProperty, ProductsOfOneInput) {
+  for (const DType dtype : kTypes)
+    for (const int rows : {0, 1, 3, 8, 9, 40}) {
+      SCOPED_TRACE(testing::Message() << dtype_name(dtype) << " " << rows);
+      const int in = 64 * pick(1, 9);
+      const DeviceTensor x(normal(dtype, {rows, in}));
+      const int outs[] = {pick(1, 400), 48, pick(1, 90)};
+      std::vector<DeviceTensor> weights, fused, plain;
+      std::vector<LinearWeight> linears(3);
+      for (size_t i = 0; i < 3; ++i) {
+        weights.emplace_back(normal(dtype, {outs[i], in}, 0.1f));
+        linears[i].out_features = outs[i];
+        linears[i].in_features = in;
+        linears[i].dense = weights[i];
+        fused.emplace_back(dtype, Shape{rows, outs[i]});
+        plain.emplace_back(dtype, Shape{rows, outs[i]});
+        gpu().linear(x, linears[i], plain[i]);
+      }
+      gpu().linear_group(
+          x, {{&linears[0], fused[0]}, {&linears[1], fused[1]}, {&linears[2], fused[2]}});
+      for (size_t i = 0; i < 3; ++i) expect_equal(fused[i], plain[i], "product");
+    }
+}
+
+TEST_F(CudaFusedProperty, ConvolutionIntoThreeTensors) {
+  for (const DType dtype : kTypes)
+    for (const auto& counts : {std::vector<int32_t>{1, 1, 1}, {5, 0, 200}, {1}}) {
+      const OwnedBatch owned(counts);
+      const DeviceBatch batch(owned);
+      const int32_t tokens = batch.host.num_tokens;
+      const int key = 2 * pick(1, 40), value = pick(1, 100), channels = 2 * key + value;
+      const DeviceTensor x(normal(dtype, {tokens, channels}));
+      const DeviceTensor weight(normal(DType::kBF16, {channels, 4}));
+      const HostTensor state = normal(dtype, {batch.host.num_seqs, channels, 3});
+      const DeviceTensor state1(state), state2(state), scratch(dtype, {tokens, channels});
+      const DeviceTensor q1(dtype, {tokens, 2, key / 2}), q2(dtype, {tokens, 2, key / 2});
+      const DeviceTensor k1(dtype, {tokens, 2, key / 2}), k2(dtype, {tokens, 2, key / 2});
+      const DeviceTensor v1(dtype, {tokens, 1, value}), v2(dtype, {tokens, 1, value});
+      gpu().causal_conv1d_split({x, weight, state1, scratch}, batch.view(), q1, k1, v1);
+      gpu().Ops::causal_conv1d_split({x, weight, state2, scratch}, batch.view(), q2, k2, v2);
+      expect_equal(q1, q2, "q");
+      expect_equal(k1, k2, "k");
+      expect_equal(v1, v2, "v");
+      expect_equal(state1, state2, "state");
+    }
+}
+
+TEST_F(CudaFusedProperty, AttentionInputs) {
+  for (const DType dtype : kTypes)
+    for (const int dim : {64, 128, 256})
+      for (const bool gated : {true, false})
+        for (const bool normed : {true, false}) {
+          SCOPED_TRACE(testing::Message() << dtype_name(dtype) << " " << dim << gated << normed);
+          const OwnedBatch owned({1, 7, 1}, {20, 0, 3});
+          const DeviceBatch batch(owned);
+          const int32_t tokens = batch.host.num_tokens;
+          const int heads = 6, kv_heads = 2;
+          const Shape q_shape{tokens, heads, dim}, kv_shape{tokens, kv_heads, dim};
+          const HostTensor q = normal(dtype, q_shape), k = normal(dtype, kv_shape);
+          const DeviceTensor q_and_gate(normal(dtype, {tokens, heads, 2 * dim}));
+          const DeviceTensor v(normal(dtype, kv_shape));
+          const DeviceTensor q_norm(normal(DType::kBF16, {dim})),
+              k_norm(normal(DType::kBF16, {dim}));
+          std::vector<int32_t> positions(3 * static_cast<size_t>(tokens));
+          for (int32_t& position : positions) position = pick(0, 5000);
+          const DeviceArray<int32_t> device_positions(positions);
+          std::vector<float> inv_freq;
+          for (int i = 0; i < dim / 8; ++i)
+            inv_freq.push_back(
+                std::pow(1e4f, -8.0f * static_cast<float>(i) / static_cast<float>(dim)));
+          const DType cache_type = dtype == DType::kF32 ? DType::kF32 : DType::kF8E4M3;
+          const Shape cache_shape{batch.host.num_seqs * batch.host.max_blocks,
+                                  batch.host.block_size, kv_heads, dim};
+          const DeviceTensor q1(q), q2(q), k1(k), k2(k), gate1(dtype, q_shape),
+              gate2(dtype, q_shape);
+          const DeviceTensor ck1(cache_type, cache_shape), cv1(cache_type, cache_shape);
+          const DeviceTensor ck2(cache_type, cache_shape), cv2(cache_type, cache_shape);
+          const auto args = [&](const Tensor& own_q, const Tensor& gate, const Tensor& own_k,
+                                const Tensor& ck, const Tensor& cv) {
+            AttentionInputsArgs inputs{};
+            if (gated) inputs.q_and_gate = q_and_gate;
+            if (gated) inputs.gate = gate;
+            inputs.q = own_q;
+            inputs.k = own_k;
+            inputs.v = v;
+            if (normed) inputs.q_norm = q_norm;
+            if (normed) inputs.k_norm = k_norm;
+            inputs.norm_eps = 1e-6f;
+            inputs.norm_weight_offset = 1;
+            inputs.rope = {own_q, device_positions.data(), inv_freq.data(), dim / 4, {4, 3, 3},
+                           1.0f};
+            inputs.cache = {ck, cv, {cache_type}};
+            return inputs;
+          };
+          gpu().attention_inputs(args(q1, gate1, k1, ck1, cv1), batch.view());
+          gpu().Ops::attention_inputs(args(q2, gate2, k2, ck2, cv2), batch.view());
+          expect_equal(q1, q2, "q");
+          if (gated) expect_equal(gate1, gate2, "gate");
+          // Blocks that nothing wrote hold the same poison.
+          EXPECT_EQ(cv1.host().bytes(), cv2.host().bytes());
+          if (cache_type == DType::kF32) continue;  // of poison, relative errors are NaN
+          EXPECT_EQ(ck1.host().bytes(), ck2.host().bytes());
+        }
+}
+
+TEST_F(CudaFusedProperty, GreedyChoicesEqualTheReference) {
+  const auto reference = open_device(Backend::kReference).value();
+  for (const int vocab : {1, 5, 513, 248320})
+    for (const int rows : {0, 1, 9}) {
+      HostTensor logits = normal(DType::kF32, {rows, vocab});
+      float* values = logits.view().as<float>();
+      if (rows > 1) {
+        values[0] = std::numeric_limits<float>::quiet_NaN();
+        for (int i = 0; i < vocab; ++i) values[vocab + i] = -INFINITY;  // nothing to choose
+        for (int i = 0; i < vocab; ++i) values[2 * vocab + i] = 3;      // the first of equals
+      }
+      HostTensor expected(DType::kI32, {rows});
+      reference->ops().argmax(logits, expected);
+      const DeviceTensor ids(DType::kI32, {rows});
+      gpu().argmax(DeviceTensor(logits), ids);
+      EXPECT_EQ(ids.host().bytes(), expected.bytes()) << vocab;
+    }
+}
+
+}  // namespace
+}  // namespace nibble
