@@ -18,6 +18,7 @@ constexpr Command kCommands[] = {
     {"card", "write the model card", card},
     {"recipe", "explain what a recipe would do", recipe},
     {"synth", "write a checkpoint of random weights, for measurements", synth},
+    {"bench", "measure steps and operations against what the device can do", bench},
     {"debug", "take replies apart, for people who debug clients", debug},
 };
 

@@ -24,6 +24,7 @@ int recipe(Arguments arguments);
 int verify(Arguments arguments);
 int card(Arguments arguments);
 int synth(Arguments arguments);
+int bench(Arguments arguments);
 int debug(Arguments arguments);
 
 struct Command {
