@@ -13,6 +13,7 @@ namespace nibble::cli {
 namespace {
 
 constexpr Command kBenchmarks[] = {
+    {"serve", "a running server under load", bench_serve},
     {"decode", "one token for each sequence of a batch, against the memory's bandwidth",
      bench_decode},
     {"prefill", "a chunk of a prompt, against the peak of matrix products", bench_prefill},
@@ -25,9 +26,9 @@ int bench(Arguments arguments) {
   if (!arguments.empty()) {
     for (const Command& command : kBenchmarks)
       if (command.name == arguments[0]) return command.run(arguments.subspan(1));
-    if (arguments[0] == "--help-markdown") {  // a section of the reference each
+    if (arguments[0] == "--help-markdown" || arguments[0] == "--help-flags") {  // of each
       for (const Command& command : kBenchmarks) {
-        if (&command != kBenchmarks) std::puts("");
+        if (&command != kBenchmarks && arguments[0] == "--help-markdown") std::puts("");
         command.run(arguments);
       }
       return 0;

@@ -12,6 +12,7 @@
 
 namespace nibble::cli {
 
+int bench_serve(Arguments arguments);
 int bench_decode(Arguments arguments);
 int bench_prefill(Arguments arguments);
 int bench_kernels(Arguments arguments);

@@ -1,6 +1,7 @@
 // The table of subcommands, and what every one does with its flags and its errors.
 #include "cli/command.h"
 
+#include <algorithm>
 #include <cstdio>
 
 namespace nibble::cli {
@@ -18,11 +19,14 @@ constexpr Command kCommands[] = {
     {"card", "write the model card", card},
     {"recipe", "explain what a recipe would do", recipe},
     {"synth", "write a checkpoint of random weights, for measurements", synth},
-    {"bench", "measure steps and operations against what the device can do", bench},
+    {"bench", "measure a server under load, or steps and operations on this device", bench},
     {"debug", "take replies apart, for people who debug clients", debug},
+    {"completion", "print the completions of a shell", completion},
 };
 
 constexpr const char* kMarkdownFlag = "--help-markdown";  // one section of the reference
+constexpr const char* kDescribeFlag = "--help-flags";     // into `described`
+std::vector<OptionSet::Flag> described;                   // of the command run last
 
 }  // namespace
 
@@ -43,6 +47,17 @@ void print_reference() {
   }
 }
 
+std::vector<Described> describe_commands() {
+  std::vector<Described> out;
+  const std::string flag = kDescribeFlag;
+  for (const Command& command : kCommands) {
+    described.clear();
+    command.run({&flag, 1});
+    out.push_back({std::string(command.name), std::string(command.summary), described});
+  }
+  return out;
+}
+
 int fail(const Error& error) {
   std::fprintf(stderr, "nibble: %s\n", error.message.c_str());
   return exit_code(error.code);
@@ -51,6 +66,14 @@ int fail(const Error& error) {
 Parsed finish(OptionSet& set, Arguments arguments) {
   if (arguments.size() == 1 && arguments[0] == kMarkdownFlag) {
     std::fputs(set.markdown().c_str(), stdout);
+    return {false, 0};
+  }
+  if (arguments.size() == 1 && arguments[0] == kDescribeFlag) {
+    // A command with commands of its own is described by all of theirs.
+    for (OptionSet::Flag& flag : set.flags())
+      if (std::none_of(described.begin(), described.end(),
+                       [&](const OptionSet::Flag& known) { return known.name == flag.name; }))
+        described.push_back(std::move(flag));
     return {false, 0};
   }
   Result<OptionSet::Outcome> outcome = set.parse(arguments);

@@ -46,8 +46,9 @@ Result<StepTiming> time_step(const Model& model, Device& device, const MemoryTar
   engine.num_gpu_blocks_override = shape.num_seqs * blocks_per_seq;
   engine.num_state_snapshots = 0;
   engine.cudagraph_capture_sizes = {shape.num_seqs};
-  NB_TRY(const MemoryPlan plan, plan_memory(model, engine, target));
-  NB_TRY(ModelRunner runner, ModelRunner::create(model, device, plan, {.num_blocks = 1}));
+  NB_TRY(MemoryPlan plan, plan_memory(model, engine, target));
+  plan.host_tier.num_blocks = 1;  // what fill_blocks() copies from
+  NB_TRY(ModelRunner runner, ModelRunner::create(model, device, plan));
   fill_blocks(runner, plan);
 
   std::vector<std::unique_ptr<Sequence>> sequences;

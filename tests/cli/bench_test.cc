@@ -107,7 +107,7 @@ TEST(Bench, ARowThatDoesNotFitSaysWhyAndTheOthersRun) {
 }
 
 TEST(Bench, WrongFlagsAreOneLine) {
-  EXPECT_THAT(bench({"sideways"}).err, testing::HasSubstr("say what to measure: decode, prefill"));
+  EXPECT_THAT(bench({"sideways"}).err, testing::HasSubstr("say what to measure: serve, decode"));
   EXPECT_THAT(bench({"decode"}).err, testing::HasSubstr("give --model DIR or --like SHAPE"));
   const Printed list = bench({"decode", "--like", "demo", "--batch", "1,x"});
   EXPECT_EQ(list.exit, 2);
