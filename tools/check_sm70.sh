@@ -6,8 +6,7 @@
 # last assembler that knows 7.0 (ptxas 12.9, from PyPI) turns it into sm_70 machine code: it refuses
 # every instruction that 7.0 lacks. To build the program itself for V100 use a CUDA 12 toolkit and
 # -DNIBBLE_CUDA_ARCHS=70.
-# To run sm_70's code paths on a newer GPU, build its PTX: NIBBLE_CUDA_ARCHS does that with a CUDA 12
-# toolkit and code=compute_70.
+# FILES and ARCHS in the environment narrow the check.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 cache=${1:-${TMPDIR:-/tmp}/nibble-sm70}
