@@ -9,7 +9,6 @@
 #include <string>
 #include <vector>
 
-#include "cuda_read.h"
 #include "cuda_timing.h"
 #include "device/cuda/linear.h"
 
@@ -86,9 +85,8 @@ struct Bench {
     NB_CUDA(cudaMemset(workspace.counters, 0, size_t{4} << 18));
     constexpr size_t kBytes = size_t{4} << 30;
     const uint16_t* data = bench::random_bf16(kBytes / 2);
-    const double ms = bench::median_ms([&](cudaStream_t stream) {
-      bench::enqueue_read(data, kBytes, workspace.num_sms, out, stream);
-    });
+    const double ms = bench::median_ms(
+        [&](cudaStream_t stream) { cuda::enqueue_read(data, kBytes, workspace, stream); });
     read_bandwidth = kBytes / (ms * 1e-3);
     NB_CUDA(cudaFree(const_cast<uint16_t*>(data)));
     const Shape square{"", 8192, 8192, 0};

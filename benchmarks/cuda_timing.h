@@ -8,8 +8,8 @@
 #include <random>
 #include <vector>
 
-#include "cuda_read.h"
 #include "device/cuda/handles.h"
+#include "device/cuda/read.h"
 #include "device/cuda/workspace.h"
 
 namespace nibble::bench {
@@ -92,10 +92,9 @@ double median_ms(Body body, int repeats = 20) {
 inline double read_bandwidth() {
   constexpr size_t kBytes = size_t{4} << 30;
   uint16_t* data = random_bf16(kBytes / 2);
-  void* sink = device_bytes(16);
-  const int num_sms = make_workspace(1024).num_sms;
+  const cuda::Workspace workspace = make_workspace(1024);
   const double ms =
-      median_ms([&](cudaStream_t stream) { enqueue_read(data, kBytes, num_sms, sink, stream); });
+      median_ms([&](cudaStream_t stream) { enqueue_read(data, kBytes, workspace, stream); });
   NB_CUDA(cudaFree(data));
   return kBytes / (ms * 1e-3);
 }

@@ -1,6 +1,7 @@
 // The table of subcommands, and what every one does with its flags and its errors.
 #include "cli/command.h"
 
+#include <algorithm>
 #include <cstdio>
 
 namespace nibble::cli {
@@ -16,9 +17,9 @@ constexpr Command kCommands[] = {
     {"fidelity", "compare a quantized model with its parent", fidelity},
     {"verify", "check that a checkpoint is whole and computes", verify},
     {"card", "write the model card", card},
-    {"bench", "measure a running server under load", bench},
     {"recipe", "explain what a recipe would do", recipe},
     {"synth", "write a checkpoint of random weights, for measurements", synth},
+    {"bench", "measure a server under load, or steps and operations on this device", bench},
     {"debug", "take replies apart, for people who debug clients", debug},
     {"completion", "print the completions of a shell", completion},
 };
@@ -68,7 +69,11 @@ Parsed finish(OptionSet& set, Arguments arguments) {
     return {false, 0};
   }
   if (arguments.size() == 1 && arguments[0] == kDescribeFlag) {
-    described = set.flags();
+    // A command with commands of its own is described by all of theirs.
+    for (OptionSet::Flag& flag : set.flags())
+      if (std::none_of(described.begin(), described.end(),
+                       [&](const OptionSet::Flag& known) { return known.name == flag.name; }))
+        described.push_back(std::move(flag));
     return {false, 0};
   }
   Result<OptionSet::Outcome> outcome = set.parse(arguments);

@@ -99,6 +99,9 @@ class Device {
   virtual void copy(void* to_device, const void* from_device, size_t bytes) = 0;
   // Returns when everything enqueued so far is done.
   virtual void synchronize() = 0;
+  // Reads device memory as fast as this device can and does nothing with it: what operations that
+  // are bound by memory are measured against. Enqueued. `data` and `bytes` are multiples of 64.
+  virtual void read(const void* data, size_t bytes) = 0;
 
   // Records what `enqueue` enqueues instead of running it; run the same operations once before, so
   // that what they set up on first use is there. Null where the device cannot. Before readiness

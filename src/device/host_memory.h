@@ -17,6 +17,7 @@ class HostDevice : public Device {
   void download(void* to_host, const void* from_device, size_t bytes) override;
   void copy(void* to_device, const void* from_device, size_t bytes) override;
   void synchronize() override {}
+  void read(const void* data, size_t bytes) override;  // by one thread
   Tensor prepare_tensor(const Tensor& on_disk, Arena&) override { return on_disk; }
   LinearWeight prepare_linear(const LinearWeight& on_disk, Arena&) override { return on_disk; }
 };

@@ -27,6 +27,9 @@ void PlanningDevice::download(void*, const void*, size_t) {
 void PlanningDevice::copy(void*, const void*, size_t) {
   NB_CHECK(false, "%s is planned for, not present", name_.c_str());
 }
+void PlanningDevice::read(const void*, size_t) {
+  NB_CHECK(false, "%s is planned for, not present", name_.c_str());
+}
 
 Tensor PlanningDevice::prepare_tensor(const Tensor& on_disk, Arena& arena) {
   return arena.tensor(on_disk.dtype, on_disk.shape, "weights");

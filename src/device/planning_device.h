@@ -23,6 +23,7 @@ class PlanningDevice final : public Device {
   void download(void* to_host, const void* from_device, size_t bytes) override;
   void copy(void* to_device, const void* from_device, size_t bytes) override;
   void synchronize() override {}
+  void read(const void* data, size_t bytes) override;
   Tensor prepare_tensor(const Tensor& on_disk, Arena& arena) override;
   LinearWeight prepare_linear(const LinearWeight& on_disk, Arena& arena) override;
 

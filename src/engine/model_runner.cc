@@ -139,6 +139,7 @@ void ModelRunner::record(std::span<const int> sizes) {
 
 Recording* ModelRunner::recorded_for(std::span<const ScheduledSequence> step, int32_t num_tokens,
                                      int32_t* num_seqs) const {
+  if (watching_ != nullptr) return nullptr;
   if (num_tokens != static_cast<int32_t>(step.size())) return nullptr;
   for (const ScheduledSequence& scheduled : step)
     if (scheduled.num_tokens != 1 || scheduled.num_logit_rows() != 1) return nullptr;
@@ -189,7 +190,7 @@ void ModelRunner::upload(std::span<const ScheduledSequence> step, int32_t num_to
 
 void ModelRunner::enqueue(int32_t num_tokens, int32_t num_seqs, int32_t max_blocks, bool greedy) {
   Step forward;
-  forward.ops = &device_->ops();
+  forward.ops = watching_ != nullptr ? watching_ : &device_->ops();
   forward.batch = {.num_tokens = num_tokens,
                    .num_seqs = num_seqs,
                    .query_start = device_batch_.query_start,
@@ -207,7 +208,7 @@ void ModelRunner::enqueue(int32_t num_tokens, int32_t num_seqs, int32_t max_bloc
   forward.scratch = &scratch_;
   const Tensor logits = logits_.rows(0, num_logit_rows_);
   model_->forward(forward, logits);
-  if (greedy) device_->ops().argmax(logits, greedy_ids_.rows(0, num_logit_rows_));
+  if (greedy) forward.ops->argmax(logits, greedy_ids_.rows(0, num_logit_rows_));
   peak_scratch_bytes_ = scratch_.peak();
 }
 

@@ -47,6 +47,10 @@ class ModelRunner {
   // Waits for a greedy step: each row's choice, -1 where no logit is a number.
   std::span<const int32_t> collect_greedy();
 
+  // From now on steps compute with `ops`, a wrapper of the device's that watches (device/wrap); it
+  // must outlive this object. Recorded steps are not replayed then. Null: the device's own.
+  void watch(Ops* ops) { watching_ = ops; }
+
   // Writes every page of logits and scratch, so that host memory that is mapped lazily is there.
   void touch_buffers();
   // Of the device memory it holds, and of host memory the device copies to and from.
@@ -71,6 +75,7 @@ class ModelRunner {
 
   const Model* model_ = nullptr;
   Device* device_ = nullptr;
+  Ops* watching_ = nullptr;
   DeviceMemory memory_;
   DeviceMemory host_memory_;       // batch and logits
   DeviceMemory host_tier_memory_;  // blocks, then snapshots

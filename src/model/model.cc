@@ -33,19 +33,31 @@ ModelCaches place_caches(const ModelSpec& spec, const CacheShape& shape, DType a
   return caches;
 }
 
-Result<Model> Model::load(const ModelDir& dir, Device& device, DType activation_dtype) {
+template <class Source>
+Result<Model> Model::bind(const Source& source, const ModelSpec& spec, Device& device,
+                          DType activation_dtype) {
   Model model;
   model.activation_dtype_ = activation_dtype;
-  NB_TRY(model.spec_, parse_model_config(dir.config()));
+  model.spec_ = spec;
   Arena counter;
-  NB_TRY(model.weights_, bind_weights(dir, model.spec_, device, counter));
+  NB_TRY(model.weights_, bind_weights(source, spec, device, counter));
   model.arena_bytes_ = counter.used();
-  if (counter.used() == 0) return model;  // the device computes on the mapped weights
+  if (counter.used() == 0) return model;  // the device computes on the source's own bytes
   NB_TRY(model.memory_, device.allocate(counter.used(), "weights"));
   Arena arena(model.memory_.data(), model.memory_.size());
-  NB_TRY(model.weights_, bind_weights(dir, model.spec_, device, arena));
+  NB_TRY(model.weights_, bind_weights(source, spec, device, arena));
   device.end_loading();
   return model;
+}
+
+Result<Model> Model::load(const ModelDir& dir, Device& device, DType activation_dtype) {
+  NB_TRY(const ModelSpec spec, parse_model_config(dir.config()));
+  return bind(dir, spec, device, activation_dtype);
+}
+
+Result<Model> Model::load(const WeightSource& source, const ModelSpec& spec, Device& device,
+                          DType activation_dtype) {
+  return bind(source, spec, device, activation_dtype);
 }
 
 Result<Model> Model::shapes(const ModelSpec& spec,

@@ -53,6 +53,10 @@ class Model {
  public:
   // Binds every weight; a missing tensor or wrong shape is an error that names it.
   static Result<Model> load(const ModelDir& dir, Device& device, DType activation_dtype);
+  // The same from any source; `spec` is what it holds. Where the device computes on the source's
+  // own bytes (arena_bytes() is 0), the source must outlive the model.
+  static Result<Model> load(const WeightSource& source, const ModelSpec& spec, Device& device,
+                            DType activation_dtype);
 
   // A model of shapes: every weight has its dtype and size in `device`'s layout and no memory, so
   // it can be counted and metered, not computed. `spec` is one rank's share (model/sharding.h).
@@ -78,6 +82,9 @@ class Model {
                      int32_t num_logit_rows, DType kv_dtype) const;
 
  private:
+  template <class Source>  // a ModelDir or a WeightSource
+  static Result<Model> bind(const Source& source, const ModelSpec& spec, Device& device,
+                            DType activation_dtype);
   void meter(const RaggedBatch& batch, int32_t num_logit_rows, DType kv_dtype, MeteringOps* ops,
              Arena* counter) const;
 

@@ -21,6 +21,7 @@ class CpuOps final : public ref::RefOps {
   // What attention() keeps per thread between calls.
   size_t attention_scratch_bytes(int32_t num_heads_per_kv_head, int32_t head_dim,
                                  int32_t max_context) const;
+  ThreadPool& pool() { return pool_; }
 
  private:
   ThreadPool pool_;

@@ -12,6 +12,7 @@
 #include "device/cuda/handles.h"
 #include "device/cuda/linear_weight.h"
 #include "device/cuda/nvml.h"
+#include "device/cuda/read.h"
 #include "device/cuda/weight_upload.h"
 
 namespace nibble::cuda {
@@ -158,6 +159,9 @@ class CudaDevice final : public Device {
   void copy(void* to_device, const void* from_device, size_t bytes) override {
     NB_CUDA(
         cudaMemcpyAsync(to_device, from_device, bytes, cudaMemcpyDeviceToDevice, stream_.get()));
+  }
+  void read(const void* data, size_t bytes) override {
+    enqueue_read(data, bytes, workspace_, stream_.get());
   }
   void synchronize() override { NB_CUDA(cudaStreamSynchronize(stream_.get())); }
 

@@ -1,11 +1,11 @@
 // The fastest way to only read memory that a plain kernel has: the bound of products of few tokens.
-#include "cuda_read.h"
+#include "device/cuda/read.h"
 
 #include <cstdint>
 
 #include "device/cuda/cuda_check.h"
 
-namespace nibble::bench {
+namespace nibble::cuda {
 namespace {
 
 __global__ void __launch_bounds__(512)
@@ -27,10 +27,10 @@ __global__ void __launch_bounds__(512)
 
 }  // namespace
 
-void enqueue_read(const void* data, size_t bytes, int num_sms, void* sink, cudaStream_t stream) {
-  read_kernel<<<static_cast<unsigned>(num_sms * 4), 512, 0, stream>>>(
-      static_cast<const uint4*>(data), bytes / 16, static_cast<uint32_t*>(sink));
+void enqueue_read(const void* data, size_t bytes, const Workspace& workspace, cudaStream_t stream) {
+  read_kernel<<<static_cast<unsigned>(workspace.num_sms * 4), 512, 0, stream>>>(
+      static_cast<const uint4*>(data), bytes / 16, static_cast<uint32_t*>(workspace.scratch));
   NB_CUDA_LAUNCHED();
 }
 
-}  // namespace nibble::bench
+}  // namespace nibble::cuda
