@@ -120,10 +120,16 @@ struct Operand {
 
   // Of row tile `tile` of a stage whose scales lie at `scales`.
   __device__ __forceinline__ void read(const char* stage, const char* scales, int tile, int lane) {
+    read_values(stage, tile, lane);
+    read_scales(scales, tile, lane);
+  }
+  __device__ __forceinline__ void read_values(const char* stage, int tile, int lane) {
     constexpr int kVectors = kind == Kind::kDense ? 4 : 1;
 #pragma unroll
     for (int i = 0; i < kVectors; ++i)
       raw[i] = *reinterpret_cast<const uint4*>(stage + (tile * kVectors + i) * 512 + lane * 16);
+  }
+  __device__ __forceinline__ void read_scales(const char* scales, int tile, int lane) {
     if constexpr (kind != Kind::kDense) {
       constexpr int kGroups = kind == Kind::kW4Group32 ? 2 : 1;
 #pragma unroll
