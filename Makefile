@@ -6,9 +6,9 @@ JOBS ?= 2
 help:
 	@echo "make demo    build, quantize the bundled model, serve it, make one tool call"
 	@echo "make test    build and run all tests"
-	@echo "make soak    a million simulated scheduler steps; quantize killed and resumed 20 times"
 	@echo "make build   build/release/nibble"
 	@echo "make fuzz    each fuzz target for 10 minutes"
+	@echo "make soak    a million scheduler steps; 200 streams and 5,000 idle clients; 20 kills of quantize"
 	@echo "make bench   the benchmarks, with their tables"
 	@echo "make fidelity  docs/fidelity.md: what each recipe loses (PYTHON=... adds llm-compressor)"
 
@@ -34,6 +34,7 @@ soak:
 	@cmake --preset test >/dev/null
 	@cmake --build --preset test -j $(JOBS) --target engine_tests nibble
 	@NIBBLE_SIMULATION_STEPS=1000000 build/test/tests/engine_tests --gtest_filter='SchedulerSimulation.*'
+	@python3 benchmarks/serve_load.py build/test/nibble
 	@tests/quant/kill_resume_test.sh build/test/nibble 20
 
 fuzz:
