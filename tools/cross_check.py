@@ -31,6 +31,8 @@ VARIANTS = {
     "rtn": ["--recipe", ROOT / "recipes/w4a16-rtn-mse.yaml"],
     "symmetric 8 bits by row": ["--algorithm", "rtn", "--num-bits", "8", "--group-size", "-1",
                                 "--symmetric"],
+    "awq": ["--recipe", ROOT / "recipes/w4a16-awq.yaml", "--calibration", PROMPTS,
+            "--num-calibration-samples", "2", "--max-seq-length", "128"],
     "awq+gptq, two groups": ["--recipe", ROOT / "recipes/w4a16-awq-gptq-linear8.yaml",
                              "--calibration", PROMPTS, "--num-calibration-samples", "2",
                              "--max-seq-length", "128"],
