@@ -323,12 +323,18 @@ TEST_F(Hostile, AnswersAPipelineOfRoutesInOrder) {
 }
 
 TEST_F(Hostile, ManyChoicesOfALongPromptDoNotMultiplyMemory) {
-  const size_t before = resident_bytes();
-  const std::string prompt =
-      "{\"prompt\": " + list(2000, "7") + ", \"n\": 16384, \"max_tokens\": 1}";
-  const std::string answer = ask("/v1/completions", prompt);
-  EXPECT_TRUE(status_of(answer) == 400 || status_of(answer) == 429) << answer.substr(0, 200);
-  EXPECT_LT(resident_bytes(), before + 64 * kMiB);
+  const std::string prompt = "{\"prompt\": " + list(4000, "7") + ", \"max_tokens\": 1, \"n\": ";
+  expect_refused("/v1/completions", prompt + "16384}");
+  EXPECT_EQ(status_of(ask("/v1/completions", prompt + "2}")), 200);
+}
+
+TEST_F(Hostile, AToolCallThatWasCutIsTheClientsError) {
+  for (const char* arguments : {R"({\"city\": \"Os)", "[1", "nonsense"})
+    expect_refused("/v1/chat/completions",
+                   R"({"messages": [{"role": "user", "content": "a"}, {"role": "assistant",)"
+                   R"("tool_calls": [{"id": "c", "type": "function", "function": {"name": "f",)"
+                   R"("arguments": ")" +
+                       std::string(arguments) + R"("}}]}]})");
 }
 
 }  // namespace
