@@ -9,7 +9,7 @@ packages=(g++ cmake ninja-build ccache mold pkg-config make curl
   libpcre2-dev libutf8proc-dev libhwy-dev libssl-dev)
 if [ "$level" = test ]; then
   packages+=(libgtest-dev libgmock-dev librapidcheck-dev libbenchmark-dev libvalijson-dev clang
-    python3 python3-venv)
+    python3 python3-venv openssl chromium chromium-driver)
 fi
 
 installed() { dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null | grep -q '^installed$'; }

@@ -16,11 +16,15 @@ constexpr Command kCommands[] = {
     {"fidelity", "compare a quantized model with its parent", fidelity},
     {"verify", "check that a checkpoint is whole and computes", verify},
     {"card", "write the model card", card},
+    {"bench", "measure a running server under load", bench},
     {"recipe", "explain what a recipe would do", recipe},
     {"debug", "take replies apart, for people who debug clients", debug},
+    {"completion", "print the completions of a shell", completion},
 };
 
 constexpr const char* kMarkdownFlag = "--help-markdown";  // one section of the reference
+constexpr const char* kDescribeFlag = "--help-flags";     // into `described`
+std::vector<OptionSet::Flag> described;                   // of the command run last
 
 }  // namespace
 
@@ -41,6 +45,17 @@ void print_reference() {
   }
 }
 
+std::vector<Described> describe_commands() {
+  std::vector<Described> out;
+  const std::string flag = kDescribeFlag;
+  for (const Command& command : kCommands) {
+    described.clear();
+    command.run({&flag, 1});
+    out.push_back({std::string(command.name), std::string(command.summary), described});
+  }
+  return out;
+}
+
 int fail(const Error& error) {
   std::fprintf(stderr, "nibble: %s\n", error.message.c_str());
   return exit_code(error.code);
@@ -49,6 +64,10 @@ int fail(const Error& error) {
 Parsed finish(OptionSet& set, Arguments arguments) {
   if (arguments.size() == 1 && arguments[0] == kMarkdownFlag) {
     std::fputs(set.markdown().c_str(), stdout);
+    return {false, 0};
+  }
+  if (arguments.size() == 1 && arguments[0] == kDescribeFlag) {
+    described = set.flags();
     return {false, 0};
   }
   Result<OptionSet::Outcome> outcome = set.parse(arguments);

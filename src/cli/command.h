@@ -4,6 +4,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/options.h"
 #include "base/result.h"
@@ -24,6 +25,8 @@ int recipe(Arguments arguments);
 int verify(Arguments arguments);
 int card(Arguments arguments);
 int debug(Arguments arguments);
+int bench(Arguments arguments);
+int completion(Arguments arguments);
 
 struct Command {
   std::string_view name;
@@ -32,8 +35,18 @@ struct Command {
 };
 std::span<const Command> commands();
 
+// A command with its flags, for pages and completions that list them.
+struct Described {
+  std::string name;  // as typed after "nibble"
+  std::string summary;
+  std::vector<OptionSet::Flag> flags;
+};
+std::vector<Described> describe_commands();
+
 // Prints docs/reference/cli.md: every command's flags, made from their options structs.
 void print_reference();
+// Prints the manual page nibble(1), made from the same structs.
+void print_manual();
 
 // Prints the error as one line on stderr and returns its exit code.
 int fail(const Error& error);

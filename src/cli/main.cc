@@ -38,6 +38,10 @@ int main(int argc, char** argv) {
     nibble::cli::print_reference();  // docs/reference/cli.md
     return 0;
   }
+  if (name == "help" && arguments.size() == 2 && arguments[1] == "--man") {
+    nibble::cli::print_manual();  // nibble(1)
+    return 0;
+  }
   if (name == "--help" || name == "-h" || name == "help") {
     std::puts("usage: nibble COMMAND [arguments]\n");
     for (const nibble::cli::Command& command : nibble::cli::commands())

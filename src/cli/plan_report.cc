@@ -179,6 +179,8 @@ std::vector<std::string> serve_flags(const PlanReport& report) {
     flags.push_back(format("--kv-cache-auto-trim-ratio {:g}", o.kv_cache_auto_trim_ratio));
   if (o.num_state_snapshots >= 0)
     flags.push_back(format("--num-state-snapshots {}", o.num_state_snapshots));
+  if (o.kv_offloading_size > 0)
+    flags.push_back(format("--kv-offloading-size {:g}", o.kv_offloading_size));
   if (o.dtype != defaults.dtype) flags.push_back(format("--dtype {}", o.dtype));
   return flags;
 }
@@ -258,7 +260,7 @@ Json plan_json(const PlanReport& report) {
                 {"concurrency", plan.concurrency()},
                 {"terms", std::move(terms)},
                 {"total_bytes", plan.total_bytes()},
-                {"host_bytes", plan.host_bytes},
+                {"host_bytes", plan.staging_bytes + plan.tier_bytes},
                 {"device_bytes", plan.device_bytes},
                 {"others_bytes", plan.others_bytes},
                 {"budget_bytes", plan.budget_bytes},

@@ -1,7 +1,5 @@
 // nibble serve MODEL: the OpenAI-compatible server, until a signal.
 #include <algorithm>
-#include <atomic>
-#include <csignal>
 #include <cstdio>
 
 #include "base/file.h"
@@ -11,9 +9,12 @@
 #include "base/text.h"
 #include "base/version.h"
 #include "cli/command.h"
+#include "cli/lifecycle.h"
 #include "cli/serve_options.h"
 #include "server/api_server.h"
+#include "server/front.h"
 #include "server/scripted_engine.h"
+#include "server/status.h"
 
 namespace nibble::cli {
 namespace {
@@ -26,16 +27,6 @@ LogLevel log_level_of(const std::string& name) {
   if (name == "debug" || name == "trace") return LogLevel::kDebug;
   if (name == "warning") return LogLevel::kWarning;
   return name == "error" || name == "critical" ? LogLevel::kError : LogLevel::kInfo;
-}
-
-// Blocks the signals that end the server, in this thread and those started later.
-sigset_t block_signals() {
-  sigset_t set;
-  sigemptyset(&set);
-  sigaddset(&set, SIGINT);
-  sigaddset(&set, SIGTERM);
-  pthread_sigmask(SIG_BLOCK, &set, nullptr);
-  return set;
 }
 
 // The template itself, or the file that has it.
@@ -87,7 +78,9 @@ Status check(const ServeOptions& options) {
   };
   if (options.model.empty())
     return wrong("MODEL is missing: checkpoint directory; see nibble serve --help");
-  if (!is_local(options.host) && options.api_key.empty() && !options.insecure)
+  if (!is_local(options.host) && options.api_key.empty() &&
+      options.front.guard.api_key_file.empty() && options.front.http.uds.empty() &&
+      !options.insecure)
     return wrong(
         format("--host {} is reachable from other machines and no key is set; give "
                "--api-key KEY, or --insecure to serve everyone",
@@ -116,7 +109,6 @@ Result<ApiOptions> api_options(const ServeOptions& options, const ServedModel& m
   ApiOptions api;
   api.served_model_names = options.served_model_name;
   if (api.served_model_names.empty()) api.served_model_names = {options.model};
-  api.api_keys = options.api_key;
   const auto choose = [](const std::string& flag, const std::string& found) {
     return flag == "auto" ? found : flag == "none" ? std::string() : flag;
   };
@@ -171,7 +163,7 @@ void print_welcome(const std::string& url, const ApiOptions& api, const ServedMo
   const CacheConfig cache = model.engine->stats().cache;
   const int64_t num_tokens = int64_t{cache.num_blocks} * cache.block_size;
   const std::string kv_tokens = num_tokens > 0 ? std::to_string(num_tokens) : "of no";
-  const std::string key = api.api_keys.empty() ? "" : " -H \"Authorization: Bearer $KEY\"";
+  const std::string key = !api.needs_key ? "" : " -H \"Authorization: Bearer $KEY\"";
   std::fprintf(stderr,
                "\n"
                "  %s  serves %s\n"
@@ -189,17 +181,18 @@ void print_welcome(const std::string& url, const ApiOptions& api, const ServedMo
                url.c_str(), name.c_str(), model.engine->max_model_len(), kv_tokens.c_str(),
                api.tool_parser.empty() ? "off" : api.tool_parser.c_str(),
                api.reasoning_parser.empty() ? "off" : api.reasoning_parser.c_str(), url.c_str(),
-               key.c_str(), url.c_str(), api.api_keys.empty() ? "none" : "KEY", name.c_str());
+               key.c_str(), url.c_str(), api.needs_key ? "KEY" : "none", name.c_str());
 }
 
-Result<int> serve_until_signal(ServeOptions& options, const OptionSet::Outcome& outcome) {
+Result<int> serve_model(ServeOptions& options, const OptionSet::Outcome& outcome) {
   options.engine.max_model_len = std::max(options.engine.max_model_len, 0);  // -1: what fits
   NB_TRY_STATUS(check(options));
   report_flags(outcome);
   const sigset_t signals = block_signals();
   // The port first: that it is taken should not be found out after minutes of loading.
-  std::atomic<ApiServer*> ready{nullptr};
+  NB_TRY(const std::unique_ptr<Front> front, Front::create(options.front, options.api_key));
   HttpServerOptions http;
+  NB_TRY_STATUS(front->apply(&http));
   http.host = options.host;
   http.port = options.port;
   http.is_quick = ApiServer::is_quick;
@@ -208,29 +201,28 @@ Result<int> serve_until_signal(ServeOptions& options, const OptionSet::Outcome& 
   std::unique_ptr<ApiServer> api;
   NB_TRY(HttpServer server,
          HttpServer::start(http, [&](const HttpRequest& request, HttpReply& reply) {
-           if (ApiServer* const server = ready.load()) return server->handle(request, reply);
-           HttpResponse loading = ApiServer::error_response(503, "The model is loading.");
-           loading.headers["Retry-After"] = "1";
-           reply.send(std::move(loading));
+           front->handle(request, reply);
          }));
   NB_TRY(model, open_model(options));
   if (options.chat_template_content_format != "auto")
     model->template_takes_parts = options.chat_template_content_format == "openai";
-  NB_TRY(const ApiOptions settings, api_options(options, *model));
+  NB_TRY(ApiOptions settings, api_options(options, *model));
+  settings.needs_key = front->has_keys();
   NB_TRY(api, ApiServer::create(*model, settings));
-  ready = api.get();
+  front->set_ready(
+      [&](const HttpRequest& request, HttpReply& reply) { api->handle(request, reply); },
+      [&] { return server_status(*model, settings.served_model_names[0]); });
 
-  const std::string url = format("http://{}:{}", options.host, server.port());
+  const std::string& uds = options.front.http.uds;
+  const char* scheme = http.tls_key.empty() ? "http" : "https";
+  const std::string url =
+      uds.empty() ? format("{}://{}:{}", scheme, options.host, server.port()) : "unix:" + uds;
   log_info("listening url={} model={} max_model_len={} tool_parser={} reasoning_parser={}", url,
            settings.served_model_names[0], model->engine->max_model_len(),
            settings.tool_parser.empty() ? "none" : settings.tool_parser,
            settings.reasoning_parser.empty() ? "none" : settings.reasoning_parser);
   if (log_level_of(options.log_level) <= LogLevel::kInfo) print_welcome(url, settings, *model);
-  int signal = 0;
-  sigwait(&signals, &signal);
-  log_info("stopping signal={} running={}", signal, model->engine->stats().num_running);
-  server.stop(std::chrono::seconds(5));
-  return 128 + signal;
+  return serve_until_signal(signals, server, *front);
 }
 
 }  // namespace
@@ -241,7 +233,7 @@ int serve(Arguments arguments) {
   const Parsed parsed = parse(set, options, arguments);
   if (!parsed.ok) return parsed.exit;
   set_log_level(log_level_of(options.log_level));
-  const Result<int> code = serve_until_signal(options, parsed.outcome);
+  const Result<int> code = serve_model(options, parsed.outcome);
   return code ? *code : fail(code.error());
 }
 

@@ -6,6 +6,7 @@
 
 #include "base/json.h"
 #include "engine/options.h"
+#include "server/front.h"
 #include "server/sampling_presets.h"
 
 namespace nibble::cli {
@@ -43,6 +44,7 @@ struct ServeOptions {
   bool enable_prompt_tokens_details = false;
   bool enable_force_include_usage = false;
 
+  FrontOptions front;
   EngineOptions engine;
   std::string scripted;
 
@@ -65,8 +67,10 @@ struct ServeOptions {
     v.group("HTTP");
     v.option("host", &host, "address to listen on");
     v.option("port", &port, "port to listen on, 0 for any free one", {.low = 0, .high = 65535});
-    v.option("api-key", &api_key, "keys of which a request must bring one");
+    v.option("api-key", &api_key,
+             "keys of which a request must bring one, but for health, metrics and the page");
     v.environment("api-key", "VLLM_API_KEY");
+    front.visit(v);
     v.option("insecure", &insecure, "listen on a public address without a key");
     v.option("enable-request-id-headers", &enable_request_id_headers, "answers carry X-Request-Id");
     v.option("fingerprint-mode", &fingerprint_mode, "what system_fingerprint says",

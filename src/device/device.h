@@ -56,6 +56,9 @@ class Device {
   virtual std::string name() const = 0;  // "cpu"
   virtual Ops& ops() = 0;
   virtual DeviceMemoryInfo memory() const = 0;
+  // Every operation computes a row in the same order whatever rows are beside it, so that a
+  // sequence's greedy tokens do not depend on the batch.
+  virtual bool batch_invariant() const { return false; }
   // Who else holds this memory, for the message when something does not fit: "python3 (pid 4711)
   // 12.0 GiB, ..."; "" when nobody does or it cannot be known.
   virtual std::string memory_holders() const { return ""; }

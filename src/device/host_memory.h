@@ -9,6 +9,7 @@ namespace nibble {
 class HostDevice : public Device {
  public:
   DeviceMemoryInfo memory() const override;
+  bool batch_invariant() const override { return true; }
   std::string memory_holders() const override;  // the three largest other processes
   Result<DeviceMemory> allocate(size_t bytes, const char* who) override;  // mapped lazily
   Result<DeviceMemory> allocate_host(size_t bytes, const char* who) override;

@@ -52,8 +52,8 @@ class EngineImpl final : public Engine {
   Status prepare(const ModelDir& dir) {
     MemoryTarget target = memory_target(*device_, before_);
     NB_TRY(plan_, plan_or_explain(target));
-    const HostTierShape host = host_tier_shape();
-    Result<ModelRunner> runner = ModelRunner::create(model_, *device_, plan_, host);
+    const HostTierShape& host = plan_.host_tier;
+    Result<ModelRunner> runner = ModelRunner::create(model_, *device_, plan_);
     if (!runner) return refused(runner.error());
     runner_ = std::make_unique<ModelRunner>(std::move(*runner));
     NB_TRY(const Rehearsal rehearsal, rehearse(*runner_, model_, plan_, before_.is_host));
@@ -226,23 +226,6 @@ class EngineImpl final : public Engine {
                                             prompt.subspan(first, block)));
   }
 
-  // --kv-offloading-size in slots; a quarter of it for snapshots where there are any.
-  HostTierShape host_tier_shape() const {
-    HostTierShape shape;
-    if (!options_.enable_prefix_caching) return shape;
-    double bytes = static_cast<double>(options_.kv_offloading_size) * (1 << 30);
-    if (bytes <= 0 && !options_.cache_dir.empty()) bytes = kDefaultHostTierBytes;
-    if (bytes <= 0) return shape;
-    if (model_.spec().hybrid()) {
-      const auto state = static_cast<double>(ModelRunner::snapshot_bytes(model_, plan_));
-      shape.num_snapshots = static_cast<int32_t>(std::max(4.0, bytes / 4 / state));
-      bytes -= shape.num_snapshots * state;
-    }
-    const auto block = static_cast<double>(ModelRunner::block_bytes(model_, plan_));
-    shape.num_blocks = static_cast<int32_t>(std::clamp(bytes / block, 1.0, 1e8));
-    return shape;
-  }
-
   // Files of a model are told from those of another by what its keys and values depend on.
   std::string fingerprint(const ModelDir& dir) const {
     Sha256 hash;
@@ -269,8 +252,8 @@ class EngineImpl final : public Engine {
                        .fingerprint = fingerprint(dir),
                        .max_bytes = static_cast<size_t>(
                            static_cast<double>(options_.cache_dir_size) * (1 << 30)),
-                       .block_bytes = ModelRunner::block_bytes(model_, plan_),
-                       .snapshot_bytes = ModelRunner::snapshot_bytes(model_, plan_)},
+                       .block_bytes = plan_.host_tier.block_bytes,
+                       .snapshot_bytes = plan_.host_tier.snapshot_bytes},
                       [this](bool is_snapshot, int32_t slot) {
                         return runner_->host_slot(is_snapshot, slot);
                       },
@@ -570,9 +553,6 @@ class EngineImpl final : public Engine {
     stats_.cache = std::move(cache);
   }
 
-  // Of host memory behind --cache-dir when --kv-offloading-size does not say.
-  static constexpr double kDefaultHostTierBytes = 1 << 30;
-
   struct Loading {
     uint64_t ticket = 0;
     std::unique_ptr<Sequence> sequence;
@@ -622,6 +602,11 @@ Result<std::unique_ptr<Engine>> Engine::start(const ModelDir& dir, const EngineO
   NB_TRY_STATUS(parse_logprobs_mode(options.logprobs_mode));
   NB_TRY_STATUS(parse_loop_guard_mode(options.loop_guard));
   NB_TRY(std::unique_ptr<Device> device, open_device(options.backend, options.num_threads));
+  if (options.batch_invariant && !device->batch_invariant())
+    return make_error(ErrorCode::kUnsupported,
+                      "--batch-invariant: the kernels of {} sum in an order that depends on the "
+                      "batch; serve without the flag, or on the CPU",
+                      device->name());
   if (options.tensor_parallel_size != 1)
     return make_error(ErrorCode::kUnsupported,
                       "--tensor-parallel-size {}: this build serves on one device; nibble plan "

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "base/format.h"
+#include "model/cache_slots.h"
 
 namespace nibble {
 namespace {
@@ -103,6 +104,7 @@ class Counter {
     plan_.graph_bytes = target.graph_bytes;
     plan_.context_bytes = target.context_bytes;
     plan_.margin_bytes = target.margin_bytes;
+    plan_.device_is_host = target.is_host;
   }
 
   size_t asked_snapshot_bytes = 0;  // of snapshots a flag asks for; part of fixed()
@@ -114,7 +116,7 @@ class Counter {
     place_batch(plan_.max_num_batched_tokens, plan_.max_num_seqs, num_tokens,
                 plan_.caches.block_size, batch);
     plan_.batch_bytes = batch.used();
-    plan_.host_bytes = plan_.batch_bytes + plan_.logits_bytes;
+    plan_.staging_bytes = plan_.batch_bytes + plan_.logits_bytes;
     plan_.operation_bytes = target_.workspace_bytes;
     if (target_.device != nullptr)
       plan_.operation_bytes += target_.device->operation_scratch_bytes(
@@ -140,6 +142,34 @@ class Counter {
   MemoryPlan& plan_;
   size_t bytes_per_block_ = 0;
 };
+
+// --kv-offloading-size in slots; a quarter of it for snapshots where there are any. Behind
+// --cache-dir there is always some, through which files pass.
+HostTierShape host_tier(const EngineOptions& options, const ModelSpec& spec,
+                        const MemoryPlan& plan) {
+  constexpr double kBehindCacheDir = 1 << 30;
+  HostTierShape shape;
+  CacheShape one = plan.caches;
+  one.num_blocks = 1;
+  one.num_state_slots = 1;
+  one.num_snapshot_slots = 0;
+  Arena counter;
+  const ModelCaches caches = place_caches(spec, one, plan.activation_dtype, counter);
+  shape.block_bytes = block_slots(caches).bytes_per_slot;
+  shape.snapshot_bytes = state_slots(caches).bytes_per_slot;
+  if (!options.enable_prefix_caching) return shape;
+  double bytes = static_cast<double>(options.kv_offloading_size) * (1 << 30);
+  if (bytes <= 0 && !options.cache_dir.empty()) bytes = kBehindCacheDir;
+  if (bytes <= 0) return shape;
+  if (spec.hybrid()) {
+    const auto state = static_cast<double>(shape.snapshot_bytes);
+    shape.num_snapshots = static_cast<int32_t>(std::max(4.0, bytes / 4 / state));
+    bytes -= shape.num_snapshots * state;
+  }
+  shape.num_blocks = static_cast<int32_t>(
+      std::clamp(bytes / static_cast<double>(std::max<size_t>(1, shape.block_bytes)), 1.0, 1e8));
+  return shape;
+}
 
 // Slots for kept prefixes: what was asked for, else two a running sequence (the end of its prompt
 // and the end of its last turn) within an eighth of what is left beside one full-length sequence.
@@ -249,6 +279,8 @@ std::vector<MemoryTerm> MemoryPlan::terms() const {
       {"graphs", "captured graphs", graph_bytes},
       {"context", "driver context", context_bytes},
       {"alignment", "alignment", alignment_bytes},
+      {"staging", "host copies of batch and logits", device_is_host ? staging_bytes : 0},
+      {"tier", "prefix cache behind the device's", device_is_host ? tier_bytes : 0},
       {"margin", "margin", margin_bytes},
   };
 }
@@ -264,6 +296,8 @@ Result<MemoryPlan> count_memory(const Model& model, const EngineOptions& options
   plan.max_num_batched_tokens = std::max(options.max_num_batched_tokens, options.max_num_seqs);
   plan.caches.block_size = options.block_size;
   plan.caches.num_state_slots = plan.max_num_seqs;
+  plan.host_tier = host_tier(options, spec, plan);
+  plan.tier_bytes = plan.host_tier.num_bytes();
 
   // What this instance may use. On a host other programs come and go, so the share is of what is
   // free; on a GPU of the total, as in vLLM. With the trim on, less free memory is no error.
@@ -382,6 +416,12 @@ std::vector<PlanChange> cheapest_changes(const Model& model, const EngineOptions
     changed.max_num_batched_tokens = std::max(256, options.max_num_batched_tokens / 2);
     consider(changed, format("--max-num-batched-tokens {}", changed.max_num_batched_tokens),
              "slower prompts");
+  }
+  if (options.kv_offloading_size > 0 && plan.device_is_host) {
+    EngineOptions changed = options;
+    changed.kv_offloading_size = options.kv_offloading_size / 2;
+    consider(changed, format("--kv-offloading-size {:g}", changed.kv_offloading_size),
+             "fewer kept prefixes");
   }
   if (dtype_size(plan.caches.kv_dtype) > 1) {
     EngineOptions changed = options;

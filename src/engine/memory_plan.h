@@ -38,6 +38,18 @@ MemoryTarget memory_target(const Device& device, const DeviceMemoryInfo& before)
 // A card that is not here, nothing else on it; the reserves are stated in docs/guide/memory.md.
 MemoryTarget memory_target(const CardSet& cards, const Model& model);
 
+// Slots of the prefix cache's second tier, in host memory (--kv-offloading-size, --cache-dir).
+struct HostTierShape {
+  int32_t num_blocks = 0;
+  int32_t num_snapshots = 0;
+  size_t block_bytes = 0;  // of a slot
+  size_t snapshot_bytes = 0;
+  size_t num_bytes() const {
+    return static_cast<size_t>(num_blocks) * block_bytes +
+           static_cast<size_t>(num_snapshots) * snapshot_bytes;
+  }
+};
+
 struct MemoryTerm {
   std::string name;    // stable, for --json: "weights.quantized"
   std::string detail;  // for people
@@ -48,6 +60,7 @@ struct MemoryTerm {
 struct MemoryPlan {
   int32_t max_model_len = 0;  // tokens of the longest sequence; as asked when that does not fit
   CacheShape caches;
+  HostTierShape host_tier;
   int32_t max_num_seqs = 0;
   int32_t max_num_batched_tokens = 0;
   DType activation_dtype = DType::kF32;
@@ -68,7 +81,11 @@ struct MemoryPlan {
   size_t context_bytes = 0;        // driver context and modules
   size_t margin_bytes = 0;         // kept free
   size_t alignment_bytes = 0;      // between tensors
-  size_t host_bytes = 0;           // in host memory beside it: batch and logits, pinned for a GPU
+  // In host memory, pinned for a GPU: copies of batch and logits, and the second tier of the prefix
+  // cache. Terms of the plan where the device's memory is the host's, beside it elsewhere.
+  size_t staging_bytes = 0;
+  size_t tier_bytes = 0;
+  bool device_is_host = false;
 
   size_t device_bytes = 0;         // the device's total
   size_t others_bytes = 0;         // taken before we came

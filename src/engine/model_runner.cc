@@ -19,38 +19,16 @@ Status reserve(const Place& place, const Allocate& allocate, DeviceMemory* memor
   return {};
 }
 
-CacheShape one_slot_each(const MemoryPlan& plan) {
-  CacheShape shape = plan.caches;
-  shape.num_blocks = 1;
-  shape.num_state_slots = 1;
-  shape.num_snapshot_slots = 0;
-  return shape;
-}
-
 }  // namespace
 
-size_t ModelRunner::block_bytes(const Model& model, const MemoryPlan& plan) {
-  Arena counter;
-  return block_slots(
-             place_caches(model.spec(), one_slot_each(plan), plan.activation_dtype, counter))
-      .bytes_per_slot;
-}
-
-size_t ModelRunner::snapshot_bytes(const Model& model, const MemoryPlan& plan) {
-  Arena counter;
-  return state_slots(
-             place_caches(model.spec(), one_slot_each(plan), plan.activation_dtype, counter))
-      .bytes_per_slot;
-}
-
-Result<ModelRunner> ModelRunner::create(const Model& model, Device& device, const MemoryPlan& plan,
-                                        const HostTierShape& host) {
+Result<ModelRunner> ModelRunner::create(const Model& model, Device& device,
+                                        const MemoryPlan& plan) {
   ModelRunner runner;
   runner.model_ = &model;
   runner.device_ = &device;
   runner.block_size_ = plan.caches.block_size;
   runner.num_state_slots_ = plan.caches.num_state_slots;
-  runner.host_tier_ = host;
+  runner.host_tier_ = plan.host_tier;
 
   EngineBuffers buffers;
   NB_TRY_STATUS(reserve([&](Arena& arena) { buffers = place_engine(model.spec(), plan, arena); },
@@ -76,10 +54,11 @@ Result<ModelRunner> ModelRunner::create(const Model& model, Device& device, cons
 
   runner.block_slots_ = block_slots(runner.caches_);
   runner.state_slots_ = state_slots(runner.caches_);
-  const size_t host_bytes =
-      static_cast<size_t>(host.num_blocks) * runner.block_slots_.bytes_per_slot +
-      static_cast<size_t>(host.num_snapshots) * runner.state_slots_.bytes_per_slot;
-  NB_TRY(runner.host_tier_memory_, device.allocate_host(host_bytes, "--kv-offloading-size"));
+  NB_CHECK(runner.block_slots_.bytes_per_slot == plan.host_tier.block_bytes &&
+               runner.state_slots_.bytes_per_slot == plan.host_tier.snapshot_bytes,
+           "host slots were planned with other sizes");
+  NB_TRY(runner.host_tier_memory_,
+         device.allocate_host(plan.host_tier.num_bytes(), "--kv-offloading-size"));
   return runner;
 }
 

@@ -14,20 +14,10 @@
 
 namespace nibble {
 
-// Slots of the second cache tier, in host memory.
-struct HostTierShape {
-  int32_t num_blocks = 0;
-  int32_t num_snapshots = 0;
-};
-
 class ModelRunner {
  public:
   // `model` and `device` must outlive this object.
-  static Result<ModelRunner> create(const Model& model, Device& device, const MemoryPlan& plan,
-                                    const HostTierShape& host = {});
-  // Bytes of a host slot under this plan.
-  static size_t block_bytes(const Model& model, const MemoryPlan& plan);
-  static size_t snapshot_bytes(const Model& model, const MemoryPlan& plan);
+  static Result<ModelRunner> create(const Model& model, Device& device, const MemoryPlan& plan);
 
   // Enqueues the copies, in order. What they write in host memory is there after synchronize().
   void copy(std::span<const SlotCopy> copies);
@@ -48,8 +38,9 @@ class ModelRunner {
 
   // Writes every page of logits and scratch, so that host memory that is mapped lazily is there.
   void touch_buffers();
-  // Of the device memory it holds.
+  // Of the device memory it holds, and of host memory the device copies to and from.
   size_t placed_bytes() const { return placed_bytes_; }
+  size_t placed_host_bytes() const { return host_memory_.size() + host_tier_memory_.size(); }
   // The most scratch that a step has taken.
   size_t peak_scratch_bytes() const { return peak_scratch_bytes_; }
 

@@ -50,11 +50,19 @@ class HttpReply {
   // once if it has gone already); never after the handler has returned. It must be quick and must
   // not call this reply. An empty function takes the callback back.
   virtual void on_client_gone(std::function<void()> callback) = 0;
+  // A fact about the answer for whoever logs it (tokens, reason...); nobody by default.
+  virtual void note(std::string_view name, std::string value) {
+    (void)name;
+    (void)value;
+  }
 };
 
 struct HttpServerOptions {
   std::string host = "127.0.0.1";
-  int port = 8000;  // 0: any free port
+  int port = 8000;                   // 0: any free port
+  std::string uds = {};              // a Unix socket's path instead of host and port
+  std::string tls_certificate = {};  // PEM files; both or neither
+  std::string tls_key = {};
   size_t max_header_bytes = 16 << 10;
   size_t max_header_count = 128;
   size_t max_body_bytes = size_t{32} << 20;
@@ -71,6 +79,8 @@ struct HttpServerOptions {
   std::function<bool(const HttpRequest&)> is_quick;
   // The body of answers the server itself gives (400, 408, 413, 431, 503...). Null: plain text.
   std::function<HttpResponse(int status, std::string_view message)> error_response;
+  // What an event stream that stop() cuts short says last, framed ("data: ...\n\n"). "": nothing.
+  std::string farewell_event = {};
 };
 
 class HttpServer {
@@ -83,8 +93,14 @@ class HttpServer {
   ~HttpServer();  // as stop()
 
   int port() const;
-  // New requests get 503; those at work may finish within `grace`; then closes what is left.
+  // New requests get 503 (quick ones are still answered); those at work may finish within `grace`;
+  // then event streams get the farewell event, requests without an answer 503, and all is closed.
   void stop(std::chrono::milliseconds grace = std::chrono::milliseconds(0));
+  // Any thread, while another is in stop(): the grace is over now.
+  void hurry();
+  // Reads the TLS files again; connections made from now on use them. On an error the old ones
+  // stay.
+  Status reload_tls();
 
  private:
   struct State;

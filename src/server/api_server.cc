@@ -12,14 +12,6 @@
 namespace nibble {
 namespace {
 
-// Time does not depend on where two strings differ.
-bool equal_secret(std::string_view a, std::string_view b) {
-  unsigned difference = a.size() == b.size() ? 0 : 1;
-  for (size_t i = 0; i < a.size(); ++i)
-    difference |= static_cast<unsigned char>(a[i] ^ (b.empty() ? 0 : b[i % b.size()]));
-  return difference == 0;
-}
-
 bool has_word(std::string_view words, std::string_view word) {
   return (" " + std::string(words) + " ").find(" " + std::string(word) + " ") != std::string::npos;
 }
@@ -44,11 +36,11 @@ class ObservedReply final : public HttpReply {
       : reply_(reply), request_id_(std::move(request_id)) {}
 
   void send(HttpResponse response) override {
-    note(response);
+    observe(response);
     reply_.send(std::move(response));
   }
   void begin_stream(HttpResponse head) override {
-    note(head);
+    observe(head);
     reply_.begin_stream(std::move(head));
   }
   bool write(std::string piece) override { return reply_.write(std::move(piece)); }
@@ -57,10 +49,13 @@ class ObservedReply final : public HttpReply {
   void on_client_gone(std::function<void()> callback) override {
     reply_.on_client_gone(std::move(callback));
   }
+  void note(std::string_view name, std::string value) override {
+    reply_.note(name, std::move(value));
+  }
   int status() const { return status_; }
 
  private:
-  void note(HttpResponse& response) {
+  void observe(HttpResponse& response) {
     status_ = response.status;
     if (!request_id_.empty()) response.headers.emplace("X-Request-Id", request_id_);
   }
@@ -128,28 +123,6 @@ HttpResponse ApiServer::error_response(int status, std::string_view message) {
   return error_reply(error);
 }
 
-// Everything but the signs of life needs a key.
-bool ApiServer::authorized(const HttpRequest& request) const {
-  if (options_.api_keys.empty() || request.method == "OPTIONS") return true;
-  for (const std::string_view open : {"/health", "/ping", "/version", "/metrics"})
-    if (request.path == open) return true;
-  std::string_view given;
-  const auto bearer = request.headers.find("authorization");
-  if (bearer != request.headers.end()) {
-    const std::string_view value = bearer->second;
-    const size_t space = value.find(' ');
-    if (space != std::string_view::npos && ascii_lower(value.substr(0, space)) == "bearer")
-      given = value.substr(space + 1);
-  }
-  // What Anthropic's clients send.
-  const auto key = request.headers.find("x-api-key");
-  if (given.empty() && key != request.headers.end() && request.path.starts_with("/v1/messages"))
-    given = key->second;
-  bool found = false;
-  for (const std::string& known : options_.api_keys) found = equal_secret(given, known) || found;
-  return found && !given.empty();
-}
-
 void ApiServer::handle(const HttpRequest& request, HttpReply& reply) {
   std::string request_id;
   if (options_.request_id_headers) {
@@ -174,7 +147,6 @@ void ApiServer::handle(const HttpRequest& request, HttpReply& reply) {
 }
 
 void ApiServer::dispatch(const HttpRequest& request, HttpReply& reply) {
-  if (!authorized(request)) return reply.send(json_reply({{"error", "Unauthorized"}}, 401));
   bool path_found = false;
   for (const Route& route : routes()) {
     std::string id;
@@ -204,7 +176,7 @@ void ApiServer::metrics(const HttpRequest&, HttpReply& reply, const std::string&
 }
 
 void ApiServer::openapi(const HttpRequest&, HttpReply& reply, const std::string&) {
-  reply.send(json_reply(openapi_document(!options_.api_keys.empty())));
+  reply.send(json_reply(openapi_document(options_.needs_key)));
 }
 
 void ApiServer::models(const HttpRequest&, HttpReply& reply, const std::string&) {

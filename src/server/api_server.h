@@ -19,7 +19,6 @@ struct ChatRequest;
 
 struct ApiOptions {
   std::vector<std::string> served_model_names;  // the first one is in answers; never empty
-  std::vector<std::string> api_keys;            // none: open
   std::string tool_parser;                      // "" for none
   bool auto_tool_choice = true;                 // tool_choice auto is allowed
   std::string reasoning_parser;                 // "" for none
@@ -30,6 +29,7 @@ struct ApiOptions {
   bool prompt_tokens_details = false;  // usage tells the cached tokens
   bool request_id_headers = false;     // X-Request-Id comes back
   std::string fingerprint = {};        // system_fingerprint; "" for none
+  bool needs_key = false;              // for /openapi.json; the front asks for it
   // Labels of vllm:cache_config_info.
   std::vector<std::pair<std::string, std::string>> cache_config = {};
 };
@@ -59,7 +59,6 @@ class ApiServer {
  private:
   ApiServer(ServedModel& model, ApiOptions options);
 
-  bool authorized(const HttpRequest& request) const;
   void dispatch(const HttpRequest& request, HttpReply& reply);
 
   // Routes; api_server.cc, generate_routes.cc and text_routes.cc.

@@ -2,6 +2,7 @@
 // dialect's error.
 #include "server/deliver.h"
 
+#include "base/format.h"
 #include "base/log.h"
 #include "net/sse.h"
 
@@ -21,15 +22,23 @@ const char* reason_word(FinishReason reason) {
   return "none";
 }
 
-void log_finished(const Generation& generation, const std::string& id, std::string_view reason) {
+void log_finished(const Generation& generation, const std::string& id, std::string_view reason,
+                  HttpReply& reply) {
   const TokenUsage& usage = generation.usage();
   const int num = usage.num_completion_tokens;
+  const double ttft_ms = generation.first_token_seconds() * 1e3;
+  const double tpot_ms = num > 1 ? generation.decode_seconds() * 1e3 / (num - 1) : 0.0;
+  reply.note("id", id);
+  reply.note("reason", std::string(reason));
+  reply.note("prompt_tokens", std::to_string(usage.num_prompt_tokens));
+  reply.note("cached", std::to_string(usage.num_cached_tokens));
+  reply.note("tokens", std::to_string(num));
+  reply.note("ttft_ms", format("{:.1f}", ttft_ms));
+  reply.note("tpot_ms", format("{:.2f}", tpot_ms));
   log_info(
       "request id={} reason={} prompt_tokens={} cached_tokens={} tokens={} ttft_ms={:.1f} "
       "tpot_ms={:.2f}",
-      id, reason, usage.num_prompt_tokens, usage.num_cached_tokens, num,
-      generation.first_token_seconds() * 1e3,
-      num > 1 ? generation.decode_seconds() * 1e3 / (num - 1) : 0.0);
+      id, reason, usage.num_prompt_tokens, usage.num_cached_tokens, num, ttft_ms, tpot_ms);
 }
 
 }  // namespace
@@ -71,7 +80,7 @@ bool deliver(Generation& generation, Answer& answer, bool stream, const std::str
   }
   reply.on_client_gone({});
   open = open && !reply.client_gone();
-  log_finished(generation, id, open ? reason_word(reason) : "client gone");
+  log_finished(generation, id, open ? reason_word(reason) : "client gone", reply);
   if (stream) {
     if (open) reply.end_stream();  // else the connection is cut, so that the client can tell
   } else if (error.empty()) {

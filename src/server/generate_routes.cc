@@ -31,7 +31,8 @@ std::string choose_id(const HttpRequest& http, const std::string& from_body) {
 
 // Who asks: by key, else by address. Keys are not kept in the clear.
 std::string client_of(const HttpRequest& http) {
-  const auto key = http.headers.find("authorization");
+  auto key = http.headers.find("authorization");
+  if (key == http.headers.end()) key = http.headers.find("x-api-key");
   if (key == http.headers.end()) return http.remote_address;
   return format("key-{:x}", std::hash<std::string>{}(key->second));
 }

@@ -174,5 +174,102 @@ TEST_F(EngineTest, SeededSamplingIsTheSameInAnyCompany) {
   EXPECT_NE(collect(*a), alone);
 }
 
+// Biased towards one token as far as it goes: it says nothing else.
+Request stuck(Request request) {
+  request.sampling.logit_bias = {{7, 100.0f}};
+  return request;
+}
+
+TEST_F(EngineTest, TheLoopGuardEndsARequestThatRepeatsItself) {
+  FinishReason reason = FinishReason::kNone;
+  {
+    const auto engine = start({.max_model_len = 2048});
+    const auto free = engine->submit(stuck(greedy({1, 2, 3}, 1000))).value();
+    EXPECT_EQ(collect(*free, &reason), std::vector<int32_t>(1000, 7));
+    EXPECT_EQ(reason, FinishReason::kLength) << "off unless asked for";
+    Request asked = stuck(greedy({1, 2, 3}, 1000));
+    asked.repetition = {.max_pattern_size = 4, .min_pattern_size = 1, .min_count = 20};
+    const auto own = engine->submit(std::move(asked)).value();
+    EXPECT_EQ(collect(*own, &reason).size(), 20u);
+    EXPECT_EQ(reason, FinishReason::kRepetition);
+  }
+  size_t num_until_stopped = 0;
+  for (const char* mode : {"stop", "penalize"}) {
+    EngineOptions options;
+    options.max_model_len = 2048;
+    options.loop_guard = mode;
+    const auto engine = start(options);
+    const auto handle = engine->submit(stuck(greedy({1, 2, 3}, 1000))).value();
+    const size_t count = collect(*handle, &reason).size();
+    EXPECT_EQ(reason, FinishReason::kRepetition) << mode;
+    EXPECT_LT(count, 1000u);
+    EXPECT_GT(count, num_until_stopped) << "two raised penalties come before the stop";
+    num_until_stopped = count;
+    EXPECT_EQ(engine->stats().finished[static_cast<size_t>(FinishReason::kRepetition)], 1);
+  }
+}
+
+TEST_F(EngineTest, ARaisedPenaltyLetsASequenceOutOfItsLoop) {
+  // A bias that wins by little: 5 % are enough to lose.
+  EngineOptions options;
+  options.max_model_len = 2048;
+  options.loop_guard = "penalize";
+  const auto engine = start(options);
+  float bias = 0;
+  std::vector<int32_t> unguarded;
+  {
+    const auto plain = start({.max_model_len = 2048});
+    for (bias = 0; bias < 100; bias += 0.25f) {
+      Request request = greedy({1, 2, 3}, 40);
+      request.sampling.logit_bias = {{7, bias}};
+      unguarded = run(*plain, std::move(request));
+      if (unguarded == std::vector<int32_t>(40, 7)) break;
+    }
+  }
+  ASSERT_LT(bias, 100);
+  Request request = greedy({1, 2, 3}, 400);
+  request.sampling.logit_bias = {{7, bias}};
+  const std::vector<int32_t> guarded = run(*engine, std::move(request));
+  EXPECT_NE(std::ranges::count(guarded, 7), static_cast<ptrdiff_t>(guarded.size()));
+  EXPECT_EQ(guarded.front(), 7);
+}
+
+// Every other token of the vocabulary, after a beginning that is free.
+class EvenTokens final : public TokenConstraint {
+ public:
+  bool fill(std::span<uint32_t> allowed) override {
+    if (num_accepted < 5) return false;
+    std::ranges::fill(allowed, 0x55555555u);
+    return true;
+  }
+  void accept(int32_t token) override {
+    ++num_accepted;
+    last = token;
+  }
+  std::atomic<int> num_accepted = 0;
+  std::atomic<int32_t> last = -1;
+};
+
+TEST_F(EngineTest, AConstraintMasksItsOwnRequestOnly) {
+  const auto engine = start({.max_model_len = 256, .max_num_seqs = 4});
+  const std::vector<int32_t> prompt = goldens_.ints("prompt5.input_ids");
+  const auto constraint = std::make_shared<EvenTokens>();
+  Request request = greedy(prompt, 24);
+  request.constraint = constraint;
+  const auto masked = engine->submit(std::move(request)).value();
+  const auto free = engine->submit(greedy(prompt, 24)).value();
+  EXPECT_EQ(collect(*free), goldens_.ints("greedy.new_ids"));
+  const std::vector<int32_t> ids = collect(*masked);
+  const std::vector<int32_t> golden = goldens_.ints("greedy.new_ids");
+  EXPECT_TRUE(std::ranges::equal(std::span(ids).first(5), std::span(golden).first(5)));
+  for (size_t i = 5; i < ids.size(); ++i) EXPECT_EQ(ids[i] % 2, 0) << i;
+  EXPECT_EQ(constraint->num_accepted, 24);
+  EXPECT_EQ(constraint->last, ids.back());
+}
+
+TEST_F(EngineTest, BatchInvarianceIsAPromiseThatTheCpuKeeps) {
+  EXPECT_TRUE(start({.max_model_len = 256, .batch_invariant = true}) != nullptr);
+}
+
 }  // namespace
 }  // namespace nibble

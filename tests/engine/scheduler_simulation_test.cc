@@ -32,11 +32,12 @@ TEST(SchedulerSimulation, AnyInterleavingGivesTheTokensOfEachSequenceAlone) {
   }
   std::printf(
       "%lld steps, %lld requests, %lld cancelled, %lld preemptions, %lld tokens from the device "
-      "cache, %lld from tiers, %lld slots from disk, %lld restarts\n",
+      "cache, %lld from tiers, %lld slots from disk, %lld restarts; longest wait %lld steps\n",
       static_cast<long long>(totals.steps), static_cast<long long>(totals.finished),
       static_cast<long long>(totals.cancelled), static_cast<long long>(totals.preemptions),
       static_cast<long long>(totals.device_hits), static_cast<long long>(totals.tier_hits),
-      static_cast<long long>(totals.disk_loads), static_cast<long long>(totals.restarts));
+      static_cast<long long>(totals.disk_loads), static_cast<long long>(totals.restarts),
+      static_cast<long long>(totals.longest_wait));
   if (std::getenv("NIBBLE_TEST_SEED") != nullptr) return;  // one seed need not meet everything
   EXPECT_GT(totals.preemptions, 1000);
   EXPECT_GT(totals.device_hits, 10000);

@@ -87,6 +87,12 @@ class FakeDevice {
     return sampled;
   }
 
+  // What a slot of the cache holds now.
+  const std::vector<uint64_t>& keys(int32_t block) const { return keys_.at(slots(block)); }
+  const std::vector<uint64_t>& host_keys(int32_t slot) const { return host_keys_.at(slots(slot)); }
+  uint64_t snapshot(int32_t slot) const { return snapshots_.at(slots(slot)); }
+  uint64_t host_snapshot(int32_t slot) const { return host_states_.at(slots(slot)); }
+
   // A disk that never forgets.
   void write(const PersistRequest& r) {
     if (r.is_snapshot) {
@@ -126,11 +132,12 @@ class FakeDevice {
 
 struct SimulationTotals {
   int64_t steps = 0, finished = 0, cancelled = 0, preemptions = 0;
-  int64_t device_hits = 0, tier_hits = 0, disk_loads = 0, restarts = 0;
+  int64_t device_hits = 0, tier_hits = 0, disk_loads = 0, restarts = 0, longest_wait = 0;
   void operator+=(const SimulationTotals& o) {
     steps += o.steps, finished += o.finished, cancelled += o.cancelled;
     preemptions += o.preemptions, device_hits += o.device_hits, tier_hits += o.tier_hits;
     disk_loads += o.disk_loads, restarts += o.restarts;
+    longest_wait = std::max(longest_wait, o.longest_wait);
   }
 };
 
@@ -272,7 +279,9 @@ class Simulation {
   void cancel() {
     const std::vector<Sequence*>& all = scheduler_->sequences();
     if (all.empty()) return;
-    scheduler_->remove(all[static_cast<size_t>(pick(0, static_cast<int>(all.size()) - 1))]);
+    const auto owned =
+        scheduler_->remove(all[static_cast<size_t>(pick(0, static_cast<int>(all.size()) - 1))]);
+    num_waited_.erase(owned.get());
     ++totals_.cancelled;
   }
 
@@ -311,18 +320,21 @@ class Simulation {
     const std::vector<ScheduledSequence>& step = scheduler_->plan();
     check(step);
     flush();
+    check_kept();
     if (testing::Test::HasFatalFailure()) return;
     const std::vector<int32_t> tokens = device_->run(step);
     std::vector<Sequence*> sampling;
     for (const ScheduledSequence& scheduled : step)
       if (scheduled.wants_logits) sampling.push_back(scheduled.sequence);
     scheduler_->commit();
+    for (const Sequence* sequence : scheduler_->sequences()) learn(*sequence);
     ++totals_.steps;
     for (size_t i = 0; i < sampling.size(); ++i) {
       Sequence& sequence = *sampling[i];
       sequence.tokens.push_back(tokens[i]);
       if (sequence.num_generated() < sequence.request.max_tokens) continue;
       const auto owned = scheduler_->remove(&sequence);
+      num_waited_.erase(owned.get());
       ++totals_.finished;
       const std::vector<int32_t> output(owned->tokens.begin() + owned->num_prompt(),
                                         owned->tokens.end());
@@ -334,7 +346,74 @@ class Simulation {
     scheduler_->check_invariants();
   }
 
+  // What belongs under each name that `sequence` has: by the plain arithmetic, from its tokens.
+  void learn(const Sequence& sequence) {
+    const auto known = [&](size_t i) { return contents_.contains(sequence.hashes[i].bytes); };
+    if (sequence.hashes.empty() || known(sequence.hashes.size() - 1)) return;
+    const auto size = static_cast<size_t>(options_.block_size);
+    Content content{.state = 1, .keys = std::vector<uint64_t>(size)};
+    for (size_t p = 0; p < sequence.hashes.size() * size; ++p) {
+      const auto token = static_cast<uint64_t>(sequence.tokens[p]);
+      content.state = options_.hybrid ? mix(content.state, token) : 0;
+      content.keys[p % size] = mix(mix(p, token), content.state);
+      if (p % size == size - 1) contents_[sequence.hashes[p / size].bytes] = content;
+    }
+  }
+
+  // Every kept block and snapshot, in both memories, holds what its name says.
+  void check_kept() const {
+    const PrefixCache& cache = scheduler_->cache();
+    const auto each = [](const SlotCache& slots, const auto& holds) {
+      for (int32_t slot = 0; slot < slots.pool().size(); ++slot) {
+        if (!slots.published(slot)) continue;
+        ASSERT_TRUE(holds(slot, slots.hash(slot))) << "slot " << slot << " of another prefix";
+      }
+    };
+    const auto content = [&](const BlockHash& hash) -> const Content& {
+      return contents_.at(hash.bytes);
+    };
+    each(cache.snapshots, [&](int32_t slot, const BlockHash& hash) {
+      return device_->snapshot(slot) == content(hash).state;
+    });
+    each(cache.host_snapshots, [&](int32_t slot, const BlockHash& hash) {
+      return device_->host_snapshot(slot) == content(hash).state;
+    });
+    if (totals_.steps % 8 != 0) return;  // the long lists
+    each(cache.blocks, [&](int32_t block, const BlockHash& hash) {
+      return device_->keys(block) == content(hash).keys;
+    });
+    each(cache.host_blocks, [&](int32_t slot, const BlockHash& hash) {
+      return device_->host_keys(slot) == content(hash).keys;
+    });
+  }
+
+  // The first of the order makes progress in every step, and by arrival nobody waits for ever.
+  void check_progress(const std::vector<ScheduledSequence>& step) {
+    const Sequence* first = nullptr;
+    for (const Sequence* sequence : scheduler_->sequences()) {
+      const bool runs = sequence->state_slot >= 0;
+      const auto before = [&](const Sequence& other) {
+        return options_.policy == SchedulingPolicy::kPriority
+                   ? std::tie(sequence->request.priority, sequence->arrival) <
+                         std::tie(other.request.priority, other.arrival)
+                   : sequence->arrival < other.arrival;
+      };
+      if (runs && (first == nullptr || before(*first))) first = sequence;
+      if (runs || options_.policy == SchedulingPolicy::kPriority) continue;
+      const int64_t waited = ++num_waited_[sequence];
+      totals_.longest_wait = std::max(totals_.longest_wait, waited);
+      // As if everybody before it ran alone, one token a step; three clients take turns.
+      ASSERT_LE(waited, int64_t{3} * max_len_ * (scheduler_->num_running() + 64))
+          << "a sequence starves";
+    }
+    if (first == nullptr) return;
+    for (const ScheduledSequence& scheduled : step)
+      if (scheduled.sequence == first) return;
+    FAIL() << "the first running sequence does not run";
+  }
+
   void check(const std::vector<ScheduledSequence>& step) {
+    check_progress(step);
     ASSERT_TRUE(!step.empty() || scheduler_->num_running() + scheduler_->num_waiting() == 0)
         << "work waits and nothing runs";
     int32_t num_tokens = 0;
@@ -372,6 +451,12 @@ class Simulation {
   int64_t arrivals_ = 0;
   std::vector<Loading> loading_;
   std::vector<PersistRequest> writing_;
+  struct Content {
+    uint64_t state = 0;  // after the block
+    std::vector<uint64_t> keys;
+  };
+  std::map<std::array<std::byte, 32>, Content> contents_;
+  std::map<const Sequence*, int64_t> num_waited_;  // steps
   SimulationTotals totals_;
 };
 

@@ -98,11 +98,11 @@ class ScriptedApi : public testing::Test {
     auto engine = std::make_unique<ScriptedEngine>();
     engine_ = engine.get();
     model_->engine = std::move(engine);
-    api_ = ApiServer::create(*model_, {.served_model_names = {"demo", "alias"},
-                                       .api_keys = {},
-                                       .tool_parser = model_->tool_parser,
-                                       .reasoning_parser = model_->reasoning_parser})
-               .value();
+    ApiOptions options;  // by statements: gcc 12 sees an uninitialized member in the braced form
+    options.served_model_names = {"demo", "alias"};
+    options.tool_parser = model_->tool_parser;
+    options.reasoning_parser = model_->reasoning_parser;
+    api_ = ApiServer::create(*model_, options).value();
   }
 
   void say(std::string_view text) {
