@@ -8,7 +8,7 @@ help:
 	@echo "make test    build and run all tests"
 	@echo "make build   build/release/nibble"
 	@echo "make fuzz    each fuzz target for 10 minutes"
-	@echo "make soak    a million scheduler steps; the server under 200 streams and 5,000 idle clients"
+	@echo "make soak    a million scheduler steps; the server under load, and under schemathesis"
 	@echo "make bench   the benchmarks, with their tables"
 
 build:
@@ -33,7 +33,8 @@ soak:
 	@cmake --preset test >/dev/null
 	@cmake --build --preset test -j $(JOBS) --target engine_tests nibble
 	@NIBBLE_SIMULATION_STEPS=1000000 build/test/tests/engine_tests --gtest_filter='SchedulerSimulation.*'
-	@python3 benchmarks/serve_load.py build/test/nibble
+	@python3 benchmarks/serve_load.py build/test/nibble --seconds 300
+	@tests/e2e/run.sh build/e2e-venv fuzz_api.py build/test/nibble models/nibble-demo-14m 600
 
 fuzz:
 	@tools/setup.sh test

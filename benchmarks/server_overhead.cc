@@ -137,7 +137,7 @@ double run(ServedModel& model, int num_streams, int num_tokens, double interval_
   StepEngine& steps = *engine;
   model.engine = std::move(engine);
   const auto api = ApiServer::create(model, {.served_model_names = {"demo"},
-                                             .api_keys = {},
+
                                              .tool_parser = model.tool_parser,
                                              .reasoning_parser = model.reasoning_parser})
                        .value();

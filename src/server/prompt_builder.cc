@@ -83,8 +83,8 @@ Result<std::string> render(const ServedModel& model, const ChatRequest& request,
                            const Json& variables) {
   if (request.chat_template.empty()) return model.chat_template.render(variables);
   // A stranger's template gets less time than the model's own.
-  NB_TRY(const ChatTemplate own, ChatTemplate::parse(request.chat_template, "chat_template",
-                                                     {.max_milliseconds = 1000}));
+  NB_TRY(const ChatTemplate own,
+         ChatTemplate::parse(request.chat_template, "chat_template", {.max_milliseconds = 1000}));
   return own.render(variables);
 }
 
