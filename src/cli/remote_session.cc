@@ -3,6 +3,8 @@
 
 #include <chrono>
 
+#include "base/format.h"
+
 namespace nibble::cli {
 namespace {
 

@@ -133,7 +133,7 @@ TEST_F(FrontTest, TellsTheApiWhoAsks) {
   EXPECT_EQ(ask("POST", "/v1/x", {{"authorization", "Bearer a"}}).status, 200);
   const std::string a = client_;
   EXPECT_EQ(a.rfind("key-", 0), 0u) << a;
-  EXPECT_EQ(ask("POST", "/v1/x", {{"x-api-key", "a"}}).status, 200);
+  EXPECT_EQ(ask("POST", "/v1/messages", {{"x-api-key", "a"}}).status, 200);
   EXPECT_EQ(client_, a);
   EXPECT_EQ(ask("POST", "/v1/x", {{"authorization", "Bearer b"}}).status, 200);
   EXPECT_NE(client_, a);
