@@ -35,7 +35,8 @@ soak:
 	@cmake --build --preset test -j $(JOBS) --target engine_tests nibble
 	@NIBBLE_SIMULATION_STEPS=1000000 build/test/tests/engine_tests --gtest_filter='SchedulerSimulation.*'
 	@tests/quant/kill_resume_test.sh build/test/nibble 20
-	@python3 benchmarks/serve_load.py build/test/nibble
+	@python3 benchmarks/serve_load.py build/test/nibble --seconds 300
+	@tests/e2e/run.sh build/e2e-venv fuzz_api.py build/test/nibble models/nibble-demo-14m 600
 
 fuzz:
 	@tools/setup.sh test

@@ -1,4 +1,5 @@
-// nibble chat MODEL: a conversation in the terminal, streamed.
+// nibble chat MODEL: a conversation in the terminal, streamed; with a model of its own or, given a
+// URL, with a running server.
 #include <unistd.h>
 
 #include <csignal>
@@ -8,6 +9,7 @@
 #include "base/format.h"
 #include "base/log.h"
 #include "cli/command.h"
+#include "cli/remote_session.h"
 #include "cli/session.h"
 
 namespace nibble::cli {
@@ -21,16 +23,19 @@ struct ChatFlags {
   std::string device = "auto";
   std::string dtype = "auto";
   int num_threads = 0;
+  std::string api_key;
 
   template <class V>
   void visit(V& v) {
-    v.positional("MODEL", &model, "checkpoint directory");
+    v.positional("MODEL", &model, "checkpoint directory, or http://HOST:PORT of a server");
     v.option("system", &system, "system message");
     generate.visit(v);
     v.option("max-model-len", &max_model_len, "context, 0 for what fits");
     v.option("device", &device, "what computes", {"auto", "cpu", "cuda", "reference"});
     v.option("dtype", &dtype, "of activations");
     v.option("num-threads", &num_threads, "threads, 0 for all");
+    v.option("api-key", &api_key, "of the server");
+    v.environment("api-key", "OPENAI_API_KEY");
   }
 };
 
@@ -49,8 +54,21 @@ int chat(Arguments arguments) {
   options.device = flags.device;
   options.dtype = flags.dtype;
   options.num_threads = flags.num_threads;
-  Result<std::unique_ptr<Session>> session = Session::open(flags.model, options);
-  if (!session) return fail(session.error());
+  std::unique_ptr<Session> session;
+  std::unique_ptr<RemoteSession> remote;
+  if (is_url(flags.model)) {
+    Result<std::unique_ptr<RemoteSession>> opened = RemoteSession::open(flags.model, flags.api_key);
+    if (!opened) return fail(opened.error());
+    remote = std::move(*opened);
+  } else {
+    Result<std::unique_ptr<Session>> opened = Session::open(flags.model, options);
+    if (!opened) return fail(opened.error());
+    session = std::move(*opened);
+  }
+  const auto ask = [&](const Json& history, const std::function<bool(const ReplyEvent&)>& show) {
+    return remote ? remote->chat(history, flags.generate, show)
+                  : session->chat(history, Json::array(), flags.generate, show);
+  };
 
   const bool terminal = ::isatty(STDIN_FILENO) != 0;
   const bool colour = ::isatty(STDOUT_FILENO) != 0 && std::getenv("NO_COLOR") == nullptr;
@@ -81,17 +99,16 @@ int chat(Arguments arguments) {
     history.push_back({{"role", "user"}, {"content", line}});
     interrupted = 0;
     bool in_reasoning = false;
-    const Result<Reply> reply =
-        (*session)->chat(history, Json::array(), flags.generate, [&](const ReplyEvent& event) {
-          const bool reasoning = event.kind == ReplyEvent::Kind::kReasoning;
-          if (colour && reasoning != in_reasoning)
-            std::fputs(reasoning ? "\033[2m" : "\033[0m", stdout);
-          if (!reasoning && in_reasoning) std::puts("");
-          in_reasoning = reasoning;
-          std::fputs(event.text.c_str(), stdout);
-          std::fflush(stdout);
-          return interrupted == 0;
-        });
+    const Result<Reply> reply = ask(history, [&](const ReplyEvent& event) {
+      const bool reasoning = event.kind == ReplyEvent::Kind::kReasoning;
+      if (colour && reasoning != in_reasoning)
+        std::fputs(reasoning ? "\033[2m" : "\033[0m", stdout);
+      if (!reasoning && in_reasoning) std::puts("");
+      in_reasoning = reasoning;
+      std::fputs(event.text.c_str(), stdout);
+      std::fflush(stdout);
+      return interrupted == 0;
+    });
     if (colour) std::fputs("\033[0m", stdout);
     std::puts("");
     if (!reply) {

@@ -110,7 +110,19 @@ Status check(const ServeOptions& options) {
   return {};
 }
 
+// The flag says what the person believes the checkpoint to be.
+Status check_quantization(const ServeOptions& options) {
+  if (options.quantization.empty()) return {};
+  NB_TRY(const ModelDir dir, ModelDir::open(options.model));
+  if (dir.quantization()) return {};
+  return make_error(ErrorCode::kInvalidArgument,
+                    "--quantization {}: {} is not quantized; leave the flag out, or make a "
+                    "quantized checkpoint with nibble quantize",
+                    options.quantization, options.model);
+}
+
 Result<std::unique_ptr<ServedModel>> open_model(const ServeOptions& options) {
+  NB_TRY_STATUS(check_quantization(options));
   NB_TRY(const std::string template_text, read_template(options.chat_template));
   if (options.scripted.empty())
     return ServedModel::open(options.model, options.engine, template_text);
@@ -148,6 +160,7 @@ Result<ApiOptions> api_options(const ServeOptions& options, const ServedModel& m
   api.defaults.force_include_usage = options.enable_force_include_usage;
   api.response_role = options.response_role;
   api.stream_interval = options.stream_interval;
+  api.stall_timeout_s = options.stall_timeout_s;
   api.prompt_tokens_details = options.enable_prompt_tokens_details;
   api.request_id_headers = options.enable_request_id_headers;
   if (options.fingerprint_mode != "none") {
@@ -216,11 +229,11 @@ Result<int> serve_model(ServeOptions& options, const OptionSet::Outcome& outcome
   http.host = options.host;
   http.port = options.port;
   http.is_quick = ApiServer::is_quick;
+  http.is_instant = ApiServer::is_instant;
   http.error_response = ApiServer::error_response;
   std::unique_ptr<ServedModel> model;  // outlives the server's threads
   std::unique_ptr<ApiServer> api;
-  NB_TRY(HttpServer server,
-         HttpServer::start(http, [&](const HttpRequest& request, HttpReply& reply) {
+  NB_TRY(HttpServer server, HttpServer::start(http, [&](HttpRequest& request, HttpReply& reply) {
            front->handle(request, reply);
          }));
   NB_TRY(model, open_model(options));

@@ -43,6 +43,7 @@ struct ServeOptions {
   int stream_interval = 1;
   bool enable_prompt_tokens_details = false;
   bool enable_force_include_usage = false;
+  int stall_timeout_s = 300;
 
   FrontOptions front;
   EngineOptions engine;
@@ -75,6 +76,8 @@ struct ServeOptions {
     v.option("enable-request-id-headers", &enable_request_id_headers, "answers carry X-Request-Id");
     v.option("fingerprint-mode", &fingerprint_mode, "what system_fingerprint says",
              {"none", "full", "hash"});
+    v.option("stall-timeout", &stall_timeout_s,
+             "seconds a step of the engine may take until /health says 503", {.low = 1});
     v.option("uvicorn-log-level", &log_level, "least level of the log",
              {"debug", "info", "warning", "error", "critical", "trace"});
     v.environment("uvicorn-log-level", "VLLM_LOGGING_LEVEL");

@@ -238,8 +238,9 @@ void Connection::dispatch() {
   }
   request->body = std::move(message.body());
   parser_.reset();
+  const bool instant = hub_.options.is_instant && hub_.options.is_instant(*request);
   const bool quick = hub_.quick_workers && hub_.options.is_quick && hub_.options.is_quick(*request);
-  if (hub_.draining && !quick) {
+  if (hub_.draining && !quick && !instant) {
     fail(503, "The server is shutting down.");
     return;
   }
@@ -247,8 +248,9 @@ void Connection::dispatch() {
   clear_deadline();
   answer_complete_ = false;
   // An HTTP/1.0 client is not told about keep-alive: its answer ends with a close.
-  exchange_ = std::make_shared<Exchange>(hub_, shared_from_this(), request->method == "HEAD",
-                                         is_http10, !keep_alive || is_http10);
+  exchange_ = std::make_shared<Exchange>(
+      hub_, shared_from_this(), tls_ ? -1 : static_cast<int>(socket_.native_handle()),
+      request->method == "HEAD", is_http10, !keep_alive || is_http10);
   hub_.count_in_flight(+1);
   auto job = [exchange = exchange_, request, &hub = hub_] {
     if (!exchange->client_gone()) {
@@ -260,6 +262,7 @@ void Connection::dispatch() {
     }
     exchange->handler_returned();
   };
+  if (instant) return job();
   if (!(quick ? *hub_.quick_workers : *hub_.workers).submit(std::move(job))) {
     drop_exchange(true);
     fail(503, "The server is busy; try again later.");
@@ -300,7 +303,7 @@ void Connection::flush() {
     if (error == asio::error::would_block || error == asio::error::try_again) return watch_output();
     if (error) return close();
     num_written_ += num;
-    if (exchange_) exchange_->sent(num);
+    if (exchange_) exchange_->sent(num, num_written_ == out_.size());
     if (state_ == State::kWorking) clear_deadline();
   }
   out_.clear();

@@ -1,6 +1,8 @@
 // Answers travel from worker threads to the io thread as posted pieces of bytes.
 #include "net/http_exchange.h"
 
+#include <sys/socket.h>
+
 #include <algorithm>
 #include <boost/asio/post.hpp>
 
@@ -56,9 +58,11 @@ void Exchange::on_client_gone(std::function<void()> callback) {
   }
 }
 
-void Exchange::sent(size_t num_bytes) {
+void Exchange::sent(size_t num_bytes, bool all) {
   std::lock_guard lock(mutex_);
   num_queued_ -= std::min(num_queued_, num_bytes);
+  drained_ = all && num_queued_ == 0;
+  if (drained_) is_cut_ = false;
   if (num_queued_ < hub_.options.max_stream_bytes) room_.notify_all();
 }
 
@@ -72,6 +76,8 @@ void Exchange::leave(bool complete) {
 
 std::string Exchange::farewell(const std::string& event) const {
   if (!is_event_stream_ || ended_ || is_head_ || event.empty()) return "";
+  std::lock_guard lock(mutex_);
+  if (is_cut_) return "";
   return is_http10_ ? event : format("{:x}\r\n{}\r\n0\r\n\r\n", event.size(), event);
 }
 
@@ -79,11 +85,25 @@ void Exchange::post(std::string bytes, bool last) {
   {
     std::lock_guard lock(mutex_);
     if (gone_) return;
+    if (!last && drained_) {
+      const size_t num = write_directly(bytes);
+      if (num == bytes.size()) return;
+      is_cut_ = num > 0;
+      bytes.erase(0, num);
+    }
     num_queued_ += bytes.size();
+    drained_ = false;
   }
   asio::post(hub_.io, [self = shared_from_this(), bytes = std::move(bytes), last] {
     self->connection_->append(self, bytes, last);
   });
+}
+
+// An error is left to the io thread, which meets it when it writes the rest.
+size_t Exchange::write_directly(std::string_view bytes) {
+  if (socket_ < 0) return 0;
+  const ssize_t num = ::send(socket_, bytes.data(), bytes.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+  return num > 0 ? static_cast<size_t>(num) : 0;
 }
 
 void Exchange::handler_returned() {

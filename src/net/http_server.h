@@ -22,6 +22,7 @@ struct HttpRequest {
   std::map<std::string, std::string> headers;  // names in lower case
   std::string body;
   std::string remote_address;
+  std::string client = {};  // who asks, once a handler has found out; "" before
 };
 
 struct HttpResponse {
@@ -77,6 +78,9 @@ struct HttpServerOptions {
   // Requests that must be answered while all workers are busy (health checks) run on two threads of
   // their own. Null: none.
   std::function<bool(const HttpRequest&)> is_quick;
+  // Requests whose handler neither waits nor computes (signs of life) run on the io thread itself,
+  // however many others wait for a thread. Null: none.
+  std::function<bool(const HttpRequest&)> is_instant = nullptr;
   // The body of answers the server itself gives (400, 408, 413, 431, 503...). Null: plain text.
   std::function<HttpResponse(int status, std::string_view message)> error_response;
   // What an event stream that stop() cuts short says last, framed ("data: ...\n\n"). "": nothing.
@@ -85,7 +89,7 @@ struct HttpServerOptions {
 
 class HttpServer {
  public:
-  using Handler = std::function<void(const HttpRequest&, HttpReply&)>;
+  using Handler = std::function<void(HttpRequest&, HttpReply&)>;
 
   // Binds and starts serving. A port in use is kIo and names the process that holds it when known.
   static Result<HttpServer> start(HttpServerOptions options, Handler handler);

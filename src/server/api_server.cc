@@ -1,6 +1,8 @@
 // The route table, what surrounds every route, and the small ones.
 #include "server/api_server.h"
 
+#include <malloc.h>
+
 #include <chrono>
 #include <ctime>
 
@@ -11,6 +13,8 @@
 
 namespace nibble {
 namespace {
+
+constexpr size_t kLargeBodyBytes = size_t{1} << 20;
 
 bool has_word(std::string_view words, std::string_view word) {
   return (" " + std::string(words) + " ").find(" " + std::string(word) + " ") != std::string::npos;
@@ -116,6 +120,11 @@ bool ApiServer::is_quick(const HttpRequest& request) {
   return request.method == "GET" || request.method == "HEAD";
 }
 
+bool ApiServer::is_instant(const HttpRequest& request) {
+  return is_quick(request) &&
+         (request.path == "/health" || request.path == "/ping" || request.path == "/ready");
+}
+
 HttpResponse ApiServer::error_response(int status, std::string_view message) {
   ApiError error{status, "Bad Request", std::string(message), nullptr};
   if (status >= 500) error.type = "InternalServerError";
@@ -132,6 +141,8 @@ void ApiServer::handle(const HttpRequest& request, HttpReply& reply) {
   ObservedReply observed(reply, std::move(request_id));
   const auto start = std::chrono::steady_clock::now();
   dispatch(request, observed);
+  // Lists in JSON take many times their text, and the allocator would keep it for this thread.
+  if (request.body.size() > kLargeBodyBytes) malloc_trim(0);
   // Series per route, not per path: a client must not be able to make new ones.
   std::string_view name = "none";
   std::string id;
@@ -159,7 +170,10 @@ void ApiServer::dispatch(const HttpRequest& request, HttpReply& reply) {
 }
 
 void ApiServer::health(const HttpRequest&, HttpReply& reply, const std::string&) {
-  reply.send({.status = 200, .body = ""});
+  if (heartbeat_.alive(model_.engine->stats())) return reply.send({.status = 200, .body = ""});
+  reply.send(error_reply(
+      {503, "ServiceUnavailableError",
+       format("The engine has ended no step for {} s.", options_.stall_timeout_s), nullptr}));
 }
 
 void ApiServer::version(const HttpRequest&, HttpReply& reply, const std::string&) {

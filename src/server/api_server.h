@@ -10,6 +10,7 @@
 #include "server/answer.h"
 #include "server/dialect_responses.h"
 #include "server/generation.h"
+#include "server/heartbeat.h"
 #include "server/metrics.h"
 #include "server/served_model.h"
 
@@ -28,6 +29,7 @@ struct ApiOptions {
   int stream_interval = 1;             // tokens per event
   bool prompt_tokens_details = false;  // usage tells the cached tokens
   bool request_id_headers = false;     // X-Request-Id comes back
+  int stall_timeout_s = 300;           // a step may take this long until /health says 503
   std::string fingerprint = {};        // system_fingerprint; "" for none
   bool needs_key = false;              // for /openapi.json; the front asks for it
   // Labels of vllm:cache_config_info.
@@ -53,6 +55,8 @@ class ApiServer {
   void handle(const HttpRequest& request, HttpReply& reply);
   // Health, models and metrics: they never wait for the engine.
   static bool is_quick(const HttpRequest& request);
+  // Signs of life: answered from memory, on the io thread.
+  static bool is_instant(const HttpRequest& request);
   // The error object, for answers the HTTP server gives by itself.
   static HttpResponse error_response(int status, std::string_view message);
 
@@ -94,6 +98,7 @@ class ApiServer {
   ApiOptions options_;
   int64_t created_;
   ServerMetrics metrics_;
+  Heartbeat heartbeat_{std::chrono::seconds(options_.stall_timeout_s)};
   ResponseStore responses_;
   std::atomic<int> num_at_work_{0};  // generating requests: /load
 };

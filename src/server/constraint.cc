@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "base/format.h"
+#include "server/fields.h"
 #include "text/token_trie.h"
 
 namespace nibble {
@@ -144,7 +145,7 @@ Error error(std::string_view place, std::string_view what) {
 Result<Json> json_field(const Json& value, std::string_view place) {
   if (!value.is_string()) return value;
   if (value.get_ref<const std::string&>().empty()) return error(place, "an empty text");
-  return parse_json(value.get_ref<const std::string&>(), place);
+  return parse_request_json(value.get_ref<const std::string&>(), place);
 }
 
 Result<std::string> text_field(const Json& value, std::string_view place) {

@@ -24,7 +24,7 @@ std::string shown(const Json& value) {
 std::optional<int64_t> as_integer(const Json& value) {
   if (value.is_number_unsigned() &&
       value.get<uint64_t>() > static_cast<uint64_t>(std::numeric_limits<int64_t>::max()))
-    return std::numeric_limits<int64_t>::max();
+    return std::nullopt;
   if (value.is_number_integer()) return value.get<int64_t>();
   if (!value.is_number_float()) return std::nullopt;
   const auto number = value.get<double>();
@@ -33,6 +33,12 @@ std::optional<int64_t> as_integer(const Json& value) {
 }
 
 }  // namespace
+
+Result<Json> parse_request_json(std::string_view text, std::string_view what) {
+  Result<Json> parsed = parse_json(text, what, {.allow_duplicate_keys = true});
+  if (parsed) return parsed;
+  return Error{ErrorCode::kInvalidArgument, parsed.error().message};
+}
 
 const Json* Fields::find(const char* name) const {
   const auto it = body_.find(name);
@@ -57,7 +63,7 @@ void Fields::integer(const char* name, int64_t low, int64_t high, int64_t* out) 
   const Json* value = find(name);
   if (!value) return;
   const std::optional<int64_t> number = as_integer(*value);
-  if (!number) return reject(name, "expected an integer", *value);
+  if (!number) return reject(name, "expected an integer of 64 bits", *value);
   if (*number < low || *number > high)
     return reject(name, format("expected a value from {} to {}", low, high), *value);
   *out = *number;

@@ -13,6 +13,9 @@
 
 namespace nibble {
 
+// JSON inside a request's text: what is wrong with it is the client's error, kInvalidArgument.
+Result<Json> parse_request_json(std::string_view text, std::string_view what);
+
 class Fields {
  public:
   // `body` must be an object and outlive this.

@@ -128,23 +128,22 @@ void Front::set_ready(HttpServer::Handler api, std::function<Json()> status) {
   ready_ = true;
 }
 
-void Front::handle(const HttpRequest& request, HttpReply& reply) {
+void Front::handle(HttpRequest& request, HttpReply& reply) {
   const auto start = Clock::now();
   WatchedReply watched(reply);
-  std::string client = request.remote_address;
-  route(request, watched, &watched.headers, &client);
+  request.client = request.remote_address;
+  route(request, watched, &watched.headers);
   if (!log_->enabled()) return;
   AccessLog::Entry& entry = watched.entry;
   if (entry.status == 0 && reply.client_gone()) entry.status = 499;
-  entry.client = client;
+  entry.client = request.client;
   entry.method = request.method;
   entry.route = request.path;
   entry.ms = std::chrono::duration<double, std::milli>(Clock::now() - start).count();
   log_->write(entry);
 }
 
-void Front::route(const HttpRequest& request, HttpReply& reply, Headers* cors,
-                  std::string* client) {
+void Front::route(HttpRequest& request, HttpReply& reply, Headers* cors) {
   const std::string origin = header(request, "origin");
   if (!origin.empty() && origin_allowed(origin)) {
     Headers& headers = *cors;
@@ -174,12 +173,12 @@ void Front::route(const HttpRequest& request, HttpReply& reply, Headers* cors,
       refusal.headers["WWW-Authenticate"] = "Bearer";
       return reply.send(std::move(refusal));
     }
-    *client = *known;
+    request.client = *known;
   }
   if (request.path == "/status.json" && is_read(request)) return send_status(reply);
   if (!ready_) return reply.send(unavailable("The model is loading."));
   if (is_read(request)) return api_(request, reply);
-  const auto pass = guard_->enter(*client);
+  const auto pass = guard_->enter(request.client);
   if (!pass) {
     HttpResponse refusal = error_reply(
         {429, "RateLimitError",

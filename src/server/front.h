@@ -44,7 +44,7 @@ class Front {
                                                std::vector<std::string> api_keys);
 
   // An HttpServer's handler.
-  void handle(const HttpRequest& request, HttpReply& reply);
+  void handle(HttpRequest& request, HttpReply& reply);
   // Limits and TLS files, and the event that streams cut by a drain end with.
   Status apply(HttpServerOptions* http) const;
 
@@ -60,7 +60,7 @@ class Front {
 
  private:
   using Headers = std::map<std::string, std::string>;
-  void route(const HttpRequest& request, HttpReply& reply, Headers* cors, std::string* client);
+  void route(HttpRequest& request, HttpReply& reply, Headers* cors);
   void send_status(HttpReply& reply) const;
   bool origin_allowed(const std::string& origin) const;
 

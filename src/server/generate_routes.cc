@@ -29,12 +29,9 @@ std::string choose_id(const HttpRequest& http, const std::string& from_body) {
   return plain ? id : random_hex(16);
 }
 
-// Who asks: by key, else by address. Keys are not kept in the clear.
-std::string client_of(const HttpRequest& http) {
-  auto key = http.headers.find("authorization");
-  if (key == http.headers.end()) key = http.headers.find("x-api-key");
-  if (key == http.headers.end()) return http.remote_address;
-  return format("key-{:x}", std::hash<std::string>{}(key->second));
+// For fairness between clients: as the front names them, else the address.
+const std::string& client_of(const HttpRequest& http) {
+  return http.client.empty() ? http.remote_address : http.client;
 }
 
 // The text of the last message when the reply continues or follows the same role.

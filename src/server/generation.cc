@@ -10,6 +10,8 @@
 namespace nibble {
 namespace {
 
+constexpr size_t kMaxIdsOfChoices = size_t{1} << 24;
+
 ApiError bad_request(const char* param, std::string message) {
   return {400, "BadRequestError", std::move(message), param};
 }
@@ -118,6 +120,15 @@ std::optional<ApiError> Generation::start(ServedModel& model, ServerMetrics& met
     if (auto error = check_length(request, static_cast<int64_t>(prompt.ids.size()), max_model_len))
       return error;
   }
+
+  // Every choice holds its prompt's ids, in the queue too.
+  size_t num_ids = 0;
+  for (const Prompt& prompt : prompts) num_ids += prompt.ids.size();
+  if (request.num_choices > 1 && num_ids > kMaxIdsOfChoices / request.num_choices)
+    return bad_request("n",
+                       format("n={} choices of prompts of {} tokens are more than {} tokens "
+                              "in all (parameter=n, value={})",
+                              request.num_choices, num_ids, kMaxIdsOfChoices, request.num_choices));
 
   auto generation = std::unique_ptr<Generation>(
       new Generation(metrics, std::move(prompts), setup.stream_interval));

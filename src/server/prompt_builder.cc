@@ -3,6 +3,7 @@
 #include "server/prompt_builder.h"
 
 #include "base/format.h"
+#include "server/fields.h"
 
 namespace nibble {
 namespace {
@@ -48,8 +49,7 @@ Result<Json> normalize_tool_calls(const Json& calls) {
       arguments = Json::object();
       continue;
     }
-    NB_TRY(arguments,
-           parse_json(text, "tool_calls.function.arguments", {.allow_duplicate_keys = true}));
+    NB_TRY(arguments, parse_request_json(text, "tool_calls.function.arguments"));
   }
   return out;
 }
@@ -82,7 +82,9 @@ Result<Json> normalize_message(const Json& message, size_t index, bool keep_part
 Result<std::string> render(const ServedModel& model, const ChatRequest& request,
                            const Json& variables) {
   if (request.chat_template.empty()) return model.chat_template.render(variables);
-  NB_TRY(const ChatTemplate own, ChatTemplate::parse(request.chat_template, "chat_template"));
+  // A stranger's template gets less time than the model's own.
+  NB_TRY(const ChatTemplate own,
+         ChatTemplate::parse(request.chat_template, "chat_template", {.max_milliseconds = 1000}));
   return own.render(variables);
 }
 

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 
-from served import ROOT, run_all
+from served import DEMO, ROOT, Served, run_all
 
 
 def output(nibble, *arguments):
@@ -90,9 +90,35 @@ def the_examples_of_deploy_use_flags_that_exist(nibble):
             assert flag in help_text, (name, flag)
 
 
+def flags_without_effect_say_so_once(nibble):
+    ignored = ["--seed", "7", "--speculative-config", '{"method": "mtp"}', "--attention-backend",
+               "FLASH_ATTN", "--enforce-eager", "--trust-remote-code"]
+    with Served(nibble, *ignored) as server:
+        lines = [line for line in server.output().splitlines() if "without effect" in line]
+        assert len(lines) == 1, lines
+        for flag in ignored:
+            if flag.startswith("--"):
+                assert flag[2:] in lines[0], (flag, lines)
+    with Served(nibble) as server:
+        assert "without effect" not in server.output()
+
+
+def the_quantization_named_must_be_the_checkpoints(nibble):
+    done = subprocess.run([nibble, "serve", str(DEMO), "--port", "0", "--quantization",
+                           "compressed-tensors"], capture_output=True, text=True, check=False,
+                          timeout=60)
+    assert done.returncode == 2, done
+    assert "is not quantized" in done.stderr.splitlines()[-1], done.stderr
+    done = subprocess.run([nibble, "serve", str(DEMO), "--quantization", "awq"],
+                          capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2 and "compressed-tensors" in done.stderr, done
+
+
 if __name__ == "__main__":
     sys.exit(run_all([bash_completes_commands_flags_and_values,
                       every_flag_is_in_every_shell_and_in_the_manual,
                       the_manual_renders_without_warnings, the_unit_verifies,
                       the_dashboard_asks_for_metrics_that_vllm_and_we_name,
-                      the_examples_of_deploy_use_flags_that_exist], sys.argv[1]))
+                      the_examples_of_deploy_use_flags_that_exist,
+                      flags_without_effect_say_so_once,
+                      the_quantization_named_must_be_the_checkpoints], sys.argv[1]))

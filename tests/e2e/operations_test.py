@@ -255,7 +255,58 @@ def two_thousand_requests_at_once(nibble):
             client.close()
         assert sum(counts.values()) == 2000 and counts.get(200, 0) > 0, counts
         print(f"      {counts}, /health at most {max(waits) * 1000:.0f} ms", flush=True)
-        assert sorted(waits)[-2] < 1.0, waits  # the bound of 200 ms is for an idle machine
+        # /health runs on the io thread and waits for no other request; the bound is for a machine
+        # that does nothing else, so the test takes the median.
+        assert sorted(waits)[len(waits) // 2] < 0.2, waits
+        wait_until("all have ended", lambda: server.metric("vllm:num_requests_running") == 0)
+        ended = sum(float(line.rsplit(" ", 1)[1])
+                    for line in server.request("GET", "/metrics")[2].splitlines()
+                    if line.startswith("vllm:request_success_total{"))
+        assert ended == counts[200], (ended, counts)
+
+
+def slow_heads_are_closed_and_delay_nobody(nibble):
+    with Served(nibble, "--header-timeout", "2") as server:
+        slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(500)]
+        start = time.monotonic()
+        waits = []
+        open_ones = set(slow)
+        while open_ones and time.monotonic() - start < 20:
+            for client in list(open_ones):  # a byte of the head at a time
+                try:
+                    client.sendall(b"G")
+                    client.setblocking(False)
+                    if client.recv(4096):
+                        continue  # the 408 before the close
+                    raise ConnectionResetError
+                except BlockingIOError:
+                    client.setblocking(True)
+                except OSError:
+                    open_ones.discard(client)
+            asked = time.monotonic()
+            assert server.chat(max_tokens=1)[0] == 200
+            waits.append(time.monotonic() - asked)
+        print(f"      500 slow heads: all closed after {time.monotonic() - start:.1f} s, a request "
+              f"beside them {sorted(waits)[len(waits) // 2] * 1000:.0f} ms", flush=True)
+        assert not open_ones, len(open_ones)
+        for client in slow:
+            client.close()
+
+
+def chat_talks_to_a_running_server(nibble):
+    def chat(*arguments):
+        return subprocess.run([nibble, "chat", *arguments, "--max-tokens", "24"],
+                              input="Hello\n/clear\nHello\n", capture_output=True, text=True,
+                              check=False, timeout=60)
+
+    with Served(nibble, "--api-key", "sesame") as server:
+        alone = chat(str(DEMO))
+        remote = chat(server.url, "--api-key", "sesame")
+        assert remote.returncode == 0, remote.stderr
+        assert remote.stdout == alone.stdout and alone.stdout.strip(), (remote, alone)
+        refused = chat(server.url + "/v1", "--api-key", "wrong")
+        assert refused.returncode != 0 and "401" in refused.stderr, refused
+        assert len(refused.stderr.splitlines()) == 1, refused.stderr
 
 
 def memory_and_descriptors_stay_flat(nibble):
@@ -291,4 +342,6 @@ if __name__ == "__main__":
                       a_second_signal_and_the_end_of_the_grace_are_told_to_streams,
                       a_client_that_leaves_frees_its_sequence,
                       two_thousand_requests_at_once,
+                      slow_heads_are_closed_and_delay_nobody,
+                      chat_talks_to_a_running_server,
                       memory_and_descriptors_stay_flat], sys.argv[1]))

@@ -43,6 +43,7 @@ class FrontTest : public ::testing::Test {
     front_->set_ready(
         [this](const HttpRequest& request, HttpReply& reply) {
           ++num_calls_;
+          client_ = request.client;
           if (inside_) inside_();
           reply.note("tokens", "7");
           reply.send({.status = 200, .body = request.path});
@@ -64,6 +65,7 @@ class FrontTest : public ::testing::Test {
   }
   std::unique_ptr<Front> front_;
   std::function<void()> inside_;
+  std::string client_;  // whom the API was asked by
   int num_calls_ = 0;
 };
 
@@ -119,6 +121,22 @@ TEST_F(FrontTest, ReadsKeysFromAFile) {
   options.guard.api_key_file += ".missing";
   EXPECT_FALSE(Front::create(options, {}));
   EXPECT_FALSE(Front::create({}, {""}));
+}
+
+TEST_F(FrontTest, TellsTheApiWhoAsks) {
+  make({});
+  make_ready();
+  EXPECT_EQ(ask("POST", "/v1/x").status, 200);
+  EXPECT_EQ(client_, "10.0.0.1");
+  make({}, {"a", "b"});
+  make_ready();
+  EXPECT_EQ(ask("POST", "/v1/x", {{"authorization", "Bearer a"}}).status, 200);
+  const std::string a = client_;
+  EXPECT_EQ(a.rfind("key-", 0), 0u) << a;
+  EXPECT_EQ(ask("POST", "/v1/messages", {{"x-api-key", "a"}}).status, 200);
+  EXPECT_EQ(client_, a);
+  EXPECT_EQ(ask("POST", "/v1/x", {{"authorization", "Bearer b"}}).status, 200);
+  EXPECT_NE(client_, a);
 }
 
 TEST_F(FrontTest, LimitsWhatOneClientHasAtWorkAndGivesPlacesBack) {
