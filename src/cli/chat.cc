@@ -18,6 +18,8 @@ struct ChatFlags {
   std::string system;
   GenerateOptions generate;
   int max_model_len = 0;
+  std::string device = "auto";
+  std::string dtype = "auto";
   int num_threads = 0;
 
   template <class V>
@@ -26,6 +28,8 @@ struct ChatFlags {
     v.option("system", &system, "system message");
     generate.visit(v);
     v.option("max-model-len", &max_model_len, "context, 0 for what fits");
+    v.option("device", &device, "what computes", {"auto", "cpu", "cuda", "reference"});
+    v.option("dtype", &dtype, "of activations");
     v.option("num-threads", &num_threads, "threads, 0 for all");
   }
 };
@@ -42,6 +46,8 @@ int chat(Arguments arguments) {
   EngineOptions options;
   options.max_num_seqs = 1;
   options.max_model_len = flags.max_model_len;
+  options.device = flags.device;
+  options.dtype = flags.dtype;
   options.num_threads = flags.num_threads;
   Result<std::unique_ptr<Session>> session = Session::open(flags.model, options);
   if (!session) return fail(session.error());

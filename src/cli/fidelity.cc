@@ -14,6 +14,8 @@ struct FidelityFlags {
   std::string quantized;
   std::string prompts;
   CalibrationOptions samples{.num_samples = 32, .skip_samples = 256, .max_seq_length = 1024};
+  std::string device = "auto";
+  std::string dtype = "float32";  // the same everywhere, so that figures compare
   int num_threads = 0;
   bool json = false;
 
@@ -26,6 +28,8 @@ struct FidelityFlags {
     v.option("skip-samples", &samples.skip_samples,
              "conversations passed over first, so that calibration samples are not judged by");
     v.option("max-seq-length", &samples.max_seq_length, "tokens per conversation");
+    v.option("device", &device, "what computes", {"auto", "cpu", "cuda", "reference"});
+    v.option("dtype", &dtype, "of activations");
     v.option("num-threads", &num_threads, "threads, 0 for all");
     v.option("json", &json, "print JSON");
   }
@@ -40,6 +44,8 @@ Result<FidelityReport> compare(const FidelityFlags& flags) {
   NB_TRY(const ModelDir quantized_dir, ModelDir::open(flags.quantized));
   NB_TRY(const CalibrationSet set, load_conversations(parent_dir, flags.prompts, flags.samples));
   EngineOptions options;
+  options.device = flags.device;
+  options.dtype = flags.dtype;
   options.num_threads = flags.num_threads;
   NB_TRY(Scorer parent, Scorer::open(parent_dir, options, flags.samples.max_seq_length));
   NB_TRY(Scorer quantized, Scorer::open(quantized_dir, options, flags.samples.max_seq_length));

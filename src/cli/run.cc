@@ -18,6 +18,8 @@ struct RunFlags {
   std::string tools;
   GenerateOptions generate;
   int max_model_len = 0;
+  std::string device = "auto";
+  std::string dtype = "auto";
   int num_threads = 0;
   bool json = false;
 
@@ -30,6 +32,8 @@ struct RunFlags {
     v.option("tools", &tools, "JSON file with a list of OpenAI tool objects");
     generate.visit(v);
     v.option("max-model-len", &max_model_len, "context, 0 for what fits");
+    v.option("device", &device, "what computes", {"auto", "cpu", "cuda", "reference"});
+    v.option("dtype", &dtype, "of activations");
     v.option("num-threads", &num_threads, "threads, 0 for all");
     v.option("json", &json, "print JSON");
   }
@@ -61,6 +65,8 @@ Result<Reply> answer(const RunFlags& flags) {
   EngineOptions options;
   options.max_num_seqs = 1;
   options.max_model_len = flags.max_model_len;
+  options.device = flags.device;
+  options.dtype = flags.dtype;
   options.num_threads = flags.num_threads;
   NB_TRY(const std::unique_ptr<Session> session, Session::open(flags.model, options));
   const bool stream = !flags.json;

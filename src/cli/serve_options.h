@@ -120,7 +120,7 @@ struct ServeOptions {
 
     v.group("");
     v.no_effect(
-        "attention-backend optimization-level swap-space cpu-offload-gb "
+        "attention-backend optimization-level cudagraph-capture-sizes swap-space cpu-offload-gb "
         "prefix-caching-hash-algo mamba-cache-mode mamba-cache-dtype mamba-ssm-cache-dtype "
         "mamba-block-size "
         "limit-mm-per-prompt mm-processor-cache-gb mm-processor-kwargs "

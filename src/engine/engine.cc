@@ -675,14 +675,14 @@ Result<std::unique_ptr<Engine>> Engine::start(const ModelDir& dir, const EngineO
   NB_TRY_STATUS(parse_loop_guard_mode(options.loop_guard));
   StartPhases phases;
   NB_TRY(std::unique_ptr<Device> device, open_device(options));
+  log_info("device {}: {}", device->name(), device->description());
+  phases.end("opened");
+  NB_TRY(const DType dtype, parse_activation_dtype(options.dtype, device->natural_dtype()));
   if (options.batch_invariant && !device->batch_invariant())
     return make_error(ErrorCode::kUnsupported,
                       "--batch-invariant: the kernels of {} sum in an order that depends on the "
                       "batch; serve without the flag, or on the CPU",
                       device->name());
-  log_info("device {}: {}", device->name(), device->description());
-  phases.end("opened");
-  NB_TRY(const DType dtype, parse_activation_dtype(options.dtype, device->natural_dtype()));
   if (options.tensor_parallel_size != 1)
     return make_error(ErrorCode::kUnsupported,
                       "--tensor-parallel-size {}: this build serves on one device; nibble plan "

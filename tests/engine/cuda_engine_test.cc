@@ -25,7 +25,7 @@ class CudaEngine : public testing::Test {
     EngineOptions options;
     options.device = device;
     options.dtype = "bfloat16";
-    options.max_model_len = 1024;
+    options.max_model_len = 2048;
     return options;
   }
   Request request(size_t prompt, float temperature = 0) const {

@@ -120,10 +120,16 @@ struct Operand {
 
   // Of row tile `tile` of a stage whose scales lie at `scales`.
   __device__ __forceinline__ void read(const char* stage, const char* scales, int tile, int lane) {
+    read_values(stage, tile, lane);
+    read_scales(scales, tile, lane);
+  }
+  __device__ __forceinline__ void read_values(const char* stage, int tile, int lane) {
     constexpr int kVectors = kind == Kind::kDense ? 4 : 1;
 #pragma unroll
     for (int i = 0; i < kVectors; ++i)
       raw[i] = *reinterpret_cast<const uint4*>(stage + (tile * kVectors + i) * 512 + lane * 16);
+  }
+  __device__ __forceinline__ void read_scales(const char* scales, int tile, int lane) {
     if constexpr (kind != Kind::kDense) {
       constexpr int kGroups = kind == Kind::kW4Group32 ? 2 : 1;
 #pragma unroll
@@ -159,14 +165,24 @@ struct Operand {
   }
 };
 
+// Not __ldg(): a load that is said to be of constant memory may move above the wait for the kernel
+// that writes it.
+__device__ __forceinline__ uint4 load_written_16(const void* from) {
+  uint4 value;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(from)
+               : "memory");
+  return value;
+}
+
 // This lane's part of the activations of one unit of one token: inputs 32 j + 8 (lane % 4) .. + 7.
 struct Activations {
   uint4 x[2];
   __device__ __forceinline__ void read(const char* from, bool present) {
 #pragma unroll
     for (int j = 0; j < 2; ++j)
-      x[j] =
-          present ? __ldg(reinterpret_cast<const uint4*>(from + 64 * j)) : make_uint4(0, 0, 0, 0);
+      x[j] = present ? load_written_16(from + 64 * j) : make_uint4(0, 0, 0, 0);
   }
 };
 

@@ -145,12 +145,13 @@ __global__ void __launch_bounds__(kWarps * 32, Shape::kBlocks)
     wait_async<Shape::kDepth - 2>();
     __syncwarp();
 #pragma unroll
-    for (int u = 0; u < kUnits; ++u) {
+    for (int r = 0; r < kRowTiles; ++r) {
+      Operand<T, kind> weights;
+      weights.read_scales(stage + Shape::kValueBytes, r,
+                          lane);  // both units of a wide stage have them
 #pragma unroll
-      for (int r = 0; r < kRowTiles; ++r) {
-        Operand<T, kind> weights;
-        weights.read(stage + u * kRowTiles * Shape::kVectors * 512, stage + Shape::kValueBytes, r,
-                     lane);
+      for (int u = 0; u < kUnits; ++u) {
+        weights.read_values(stage + u * kRowTiles * Shape::kVectors * 512, r, lane);
         uint32_t a[4][4];
         weights.template step<0>(a[0]);
         weights.template step<1>(a[1]);
