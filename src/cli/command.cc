@@ -17,9 +17,9 @@ constexpr Command kCommands[] = {
     {"fidelity", "compare a quantized model with its parent", fidelity},
     {"verify", "check that a checkpoint is whole and computes", verify},
     {"card", "write the model card", card},
+    {"bench", "measure a server under load, or steps and operations on this device", bench},
     {"recipe", "explain what a recipe would do", recipe},
     {"synth", "write a checkpoint of random weights, for measurements", synth},
-    {"bench", "measure a server under load, or steps and operations on this device", bench},
     {"debug", "take replies apart, for people who debug clients", debug},
     {"completion", "print the completions of a shell", completion},
 };
