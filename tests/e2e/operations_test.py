@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 
-from served import Served, chat_body, run_all, wait_until
+from served import DEMO, Served, chat_body, run_all, wait_until
 
 LONG = {"max_tokens": 400, "ignore_eos": True}
 
