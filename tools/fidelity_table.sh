@@ -102,7 +102,8 @@ cat <<TEXT
 Written by \`make fidelity\` (\`tools/fidelity_table.sh\`) on $(date -u +%F), nibble $("$nibble" --version | grep -oE '[0-9]+\.[0-9]+[^ ]*' | head -n 1), $(grep -m 1 'model name' /proc/cpuinfo | sed 's/.*: //');
 do not edit. The model is \`$model\`; calibration: the first $samples conversations of
 \`$prompts\`, at most $tokens tokens each, one by one without padding. KL is KL(BF16 || quantized) per
-position over $judges conversations that calibration did not see (\`nibble fidelity\`).
+position over $judges conversations that calibration did not see (\`nibble fidelity\`).${finished:+
+This page was written before all rows were computed; what is not there has not been measured.}
 
 ## Recipes of one format and size
 
@@ -131,11 +132,10 @@ if [ -n "$python" ]; then
   cat <<TEXT
 (d) is $(below awq-mse llmc-mse) llm-compressor $("$python" -c 'import llmcompressor; print(llmcompressor.__version__)' 2>/dev/null | tail -n 1) calibrated with the same token ids.
 
-In BF16 the reference is worse than rounding to nearest, here and in llm-compressor: channels of this
-model that are always zero get the scale 1e-4, the normalisation then moves all other scales by orders
-of magnitude, and the norm gains that result cannot be told apart in BF16
-([reference/quantization.md](reference/quantization.md)). Where the dtype can hold them, all else equal,
-it does what it should; the same in float32, norms and scales included:
+Where the reference is worse than rounding to nearest: channels of this model that are always zero get
+the scale 1e-4, the normalisation then moves all other scales by orders of magnitude, and the norm gains
+that result cannot be told apart in BF16 ([reference/quantization.md](reference/quantization.md)). The
+same in float32, norms and scales included, where nothing is lost that way:
 TEXT
   header
   in_float32

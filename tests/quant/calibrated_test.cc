@@ -1,6 +1,7 @@
 // AWQ and GPTQ: the arithmetic on small numbers, and the whole pass on the demo model.
 #include "quant/calibrated.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/wait.h>
@@ -272,6 +273,55 @@ TEST(Calibrated, AwqWithGptqEndsCloserToItsParentThanRounding) {
     return sum;
   };
   EXPECT_LT(distance(logits(dir.path() / "gptq")), 0.8 * distance(logits(dir.path() / "rtn")));
+}
+
+TEST(Calibrated, TheGatedNormTakesOneScaleForAllHeads) {
+  test::TempDir dir;
+  const fs::path model = test::bundled_model("nibble-demo-14m");
+  const ModelSpec spec = parse_model_config(ModelDir::open(model)->config()).value();
+  EXPECT_TRUE(gated_norm_mappings(spec, 3).empty());
+  ASSERT_EQ(gated_norm_mappings(spec, 0).size(), 1u);
+  EXPECT_EQ(gated_norm_mappings(spec, 0)[0].num_scales, spec.delta_net.head_v_dim);
+
+  RecipeParts parts;
+  parts.observer = "memoryless_minmax";
+  QuantizeOptions options;
+  options.num_threads = 2;
+  options.recipe = parse_recipe(recipe_text(parts), "test").value();
+  options.recipe.groups[0].targets = {"re:.*linear_attn.out_proj$"};
+  options.recipe.awq->num_candidates = 5;
+  std::mt19937 random(3);
+  options.calibration.emplace_back(48);
+  for (int32_t& id : options.calibration[0]) id = static_cast<int32_t>(random() % 2000);
+  const auto report = quantize_checkpoint(model, dir.path() / "best", options);
+  ASSERT_TRUE(report) << report.error().message;
+  EXPECT_EQ(report->details["mappings"].size(), 9u);
+  bool any_smoothed = false;
+  for (const Json& mapping : report->details["mappings"]) {
+    EXPECT_THAT(mapping["smooth"].get<std::string>(), testing::EndsWith("linear_attn.norm"));
+    any_smoothed |= mapping["largest_scale"] > 1.0;
+  }
+  EXPECT_TRUE(any_smoothed);
+  // What smoothing alone does to each layer is rounding: the scales fold exactly.
+  for (const Json& layer : report->details["layers"])
+    EXPECT_LT(layer["smoothing_check"].get<double>(), 0x1p-7);
+  options.calibrated.mode = CalibrationMode::reference();
+  const auto upstream = quantize_checkpoint(model, dir.path() / "reference", options);
+  ASSERT_TRUE(upstream) << upstream.error().message;
+  EXPECT_TRUE(upstream->details["mappings"].empty());
+}
+
+TEST(CalibrationMode, PartsAreLeftOutByName) {
+  CalibrationMode mode = CalibrationMode::best();
+  EXPECT_EQ(mode.text(), "best");
+  ASSERT_TRUE(mode.leave_out("refinement"));
+  EXPECT_FALSE(mode.has(Improvement::kRefinement));
+  EXPECT_TRUE(mode.has(Improvement::kShortlist));
+  EXPECT_EQ(mode.text(), "best without refinement");
+  EXPECT_THAT(mode.leave_out("refinment").error().message, testing::HasSubstr("\"refinement\"?"));
+  for (const std::string_view name : improvement_names()) ASSERT_TRUE(mode.leave_out(name));
+  EXPECT_EQ(mode.text(), "reference");
+  EXPECT_EQ(CalibrationMode::reference().text(), "reference");
 }
 
 // A mixture of experts, its experts stored one by one or stacked, as Hugging Face stacks them.
