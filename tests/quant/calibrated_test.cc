@@ -289,6 +289,7 @@ TEST(Calibrated, TheGatedNormTakesOneScaleForAllHeads) {
   options.num_threads = 2;
   options.recipe = parse_recipe(recipe_text(parts), "test").value();
   options.recipe.groups[0].targets = {"re:.*linear_attn.out_proj$"};
+  options.recipe.ignore.clear();
   options.recipe.awq->num_candidates = 5;
   std::mt19937 random(3);
   options.calibration.emplace_back(48);
