@@ -92,7 +92,7 @@ def the_examples_of_deploy_use_flags_that_exist(nibble):
 
 def flags_without_effect_say_so_once(nibble):
     ignored = ["--seed", "7", "--speculative-config", '{"method": "mtp"}', "--attention-backend",
-               "FLASH_ATTN", "--enforce-eager", "--trust-remote-code"]
+               "FLASH_ATTN", "--disable-log-stats", "--trust-remote-code"]
     with Served(nibble, *ignored) as server:
         lines = [line for line in server.output().splitlines() if "without effect" in line]
         assert len(lines) == 1, lines
