@@ -39,8 +39,9 @@ def bench(nibble, server, *flags):
 
 
 def streaming_clients(nibble, clients, seconds):
+    # Few KV blocks, so that all of them are in use, and their pages resident, before the first reading.
     with Served(nibble, "--max-model-len", "1024", "--max-num-seqs", "64", "--max-queue",
-                str(clients * 2)) as server:
+                str(clients * 2), "--num-gpu-blocks-override", "512") as server:
         readings, over = [], threading.Event()
 
         def watch():
