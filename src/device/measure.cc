@@ -48,26 +48,32 @@ Result<DeviceMemory> random_memory(Device& device, DType dtype, int64_t count) {
   return memory;
 }
 
-double median_seconds(Device& device, int repeats, const std::function<void()>& enqueue) {
-  enqueue();
-  device.synchronize();
-  std::unique_ptr<Recording> recording;
-  if (device.can_record()) recording = device.record(enqueue);
+double median_seconds(int repeats, const std::function<void()>& run) {
   std::vector<double> times;
   for (int i = 0; i < std::max(1, repeats); ++i) {
     const auto start = std::chrono::steady_clock::now();
-    if (recording) {
-      recording->replay();
-    } else {
-      enqueue();
-    }
-    device.synchronize();
+    run();
     const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
     times.push_back(taken.count());
   }
   const auto middle = times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2);
   std::nth_element(times.begin(), middle, times.end());
   return *middle;
+}
+
+double median_seconds(Device& device, int repeats, const std::function<void()>& enqueue) {
+  enqueue();
+  device.synchronize();
+  std::unique_ptr<Recording> recording;
+  if (device.can_record()) recording = device.record(enqueue);
+  return median_seconds(repeats, [&] {
+    if (recording) {
+      recording->replay();
+    } else {
+      enqueue();
+    }
+    device.synchronize();
+  });
 }
 
 Result<DeviceRates> measure_rates(Device& device, DType dtype) {

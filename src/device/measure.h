@@ -9,6 +9,9 @@
 
 namespace nibble {
 
+// Median seconds of `run`, which waits for what it starts, over `repeats` runs (at least one).
+double median_seconds(int repeats, const std::function<void()>& run);
+
 // Median seconds of what `enqueue` enqueues, the device idle before and after, over `repeats` runs
 // (at least one) after one that does not count. A device that can record replays a recording, so
 // that what is timed is the device and not the calls.

@@ -95,6 +95,17 @@ class KernelTimer {
     return std::clamp<size_t>(rotate_bytes_ / std::max<size_t>(1, bytes), 1, kMostCopies);
   }
 
+  // Times `enqueue` over all copies; `meter` has seen it once.
+  template <class Enqueue>
+  void add(KernelTiming timing, const MeteringOps& meter, size_t copies, const Enqueue& enqueue) {
+    timing.cost = meter.cost();
+    timing.seconds = median_seconds(device_, options_.repeats, [&] {
+      for (size_t copy = 0; copy < copies; ++copy) enqueue(copy);
+    });
+    timing.seconds /= static_cast<double>(copies);
+    timings_.push_back(std::move(timing));
+  }
+
   Status linear(const std::string& what, const Weights& all, int32_t tokens) {
     const LinearWeight& first = *all[0];
     const size_t count = std::min(all.size(), copies_for(first.num_bytes()));
@@ -107,14 +118,10 @@ class KernelTimer {
     const DType out_dtype = what.starts_with("lm_head") ? DType::kF32 : dtype_;
     const Tensor output{out.data(), out_dtype, {tokens, first.out_features}};
     KernelTiming timing{.operation = "linear", .what = what, .num_tokens = tokens};
-    timing.seconds = median_seconds(device_, options_.repeats, [&] {
-      for (size_t i = 0; i < count; ++i) device_.ops().linear(input, *all[i], output);
-    });
-    timing.seconds /= static_cast<double>(count);
     MeteringOps meter;
     meter.linear(input, first, output);
-    timing.cost = meter.cost();
-    timings_.push_back(std::move(timing));
+    add(std::move(timing), meter, count,
+        [&](size_t i) { device_.ops().linear(input, *all[i], output); });
     return {};
   }
 
@@ -197,15 +204,10 @@ class KernelTimer {
                         .num_seqs = num_seqs,
                         .num_tokens = fresh,
                         .context = context};
-    timing.seconds = median_seconds(device_, options_.repeats, [&] {
-      for (size_t copy = 0; copy < copies; ++copy)
-        device_.ops().attention(arguments(copy), batch.device);
-    });
-    timing.seconds /= static_cast<double>(copies);
     MeteringOps meter;
     meter.attention(arguments(0), batch.host);
-    timing.cost = meter.cost();
-    timings_.push_back(std::move(timing));
+    add(std::move(timing), meter, copies,
+        [&](size_t copy) { device_.ops().attention(arguments(copy), batch.device); });
     return {};
   }
 
@@ -251,15 +253,10 @@ class KernelTimer {
     };
     KernelTiming timing{
         .operation = "gated_delta_net", .what = what, .num_seqs = num_seqs, .num_tokens = fresh};
-    timing.seconds = median_seconds(device_, options_.repeats, [&] {
-      for (size_t copy = 0; copy < copies; ++copy)
-        device_.ops().gated_delta_net(arguments(copy), batch.device);
-    });
-    timing.seconds /= static_cast<double>(copies);
     MeteringOps meter;
     meter.gated_delta_net(arguments(0), batch.host);
-    timing.cost = meter.cost();
-    timings_.push_back(std::move(timing));
+    add(std::move(timing), meter, copies,
+        [&](size_t copy) { device_.ops().gated_delta_net(arguments(copy), batch.device); });
     return {};
   }
 

@@ -1,8 +1,6 @@
 // Hand-made sequences through ModelRunner::launch().
 #include "engine/step_timing.h"
 
-#include <algorithm>
-#include <chrono>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -81,16 +79,7 @@ Result<StepTiming> time_step(const Model& model, Device& device, const MemoryTar
   if (shape.num_tokens == 1) runner.record(capture_sizes(engine));
   timing.recorded = runner.num_recordings() > 0;
   run();
-  std::vector<double> times;
-  for (int i = 0; i < std::max(1, options.repeats); ++i) {
-    const auto start = std::chrono::steady_clock::now();
-    run();
-    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
-    times.push_back(taken.count());
-  }
-  const auto middle = times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2);
-  std::nth_element(times.begin(), middle, times.end());
-  timing.seconds = *middle;
+  timing.seconds = median_seconds(options.repeats, run);
 
   if (options.by_class) {
     TimingOps ops(device);

@@ -7,23 +7,15 @@
 #include "base/json.h"
 #include "cli/command.h"
 #include "support/paths.h"
+#include "support/printed.h"
 
 namespace nibble {
 namespace {
 
-struct Printed {
-  int exit = 0;
-  std::string out, err;
-};
+using test::Printed;
 
-Printed bench(std::vector<std::string> arguments) {
-  testing::internal::CaptureStdout();
-  testing::internal::CaptureStderr();
-  Printed printed;
-  printed.exit = cli::bench(arguments);
-  printed.out = testing::internal::GetCapturedStdout();
-  printed.err = testing::internal::GetCapturedStderr();
-  return printed;
+Printed bench(const std::vector<std::string>& arguments) {
+  return test::call(cli::bench, arguments);
 }
 
 Json bench_json(std::vector<std::string> arguments) {

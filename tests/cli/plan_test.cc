@@ -9,25 +9,14 @@
 #include "base/json.h"
 #include "cli/command.h"
 #include "support/paths.h"
+#include "support/printed.h"
 #include "support/temp_dir.h"
 
 namespace nibble {
 namespace {
 
-struct Printed {
-  int exit = 0;
-  std::string out, err;
-};
-
-Printed call(int (*command)(cli::Arguments), const std::vector<std::string>& arguments) {
-  testing::internal::CaptureStdout();
-  testing::internal::CaptureStderr();
-  Printed printed;
-  printed.exit = command(arguments);
-  printed.out = testing::internal::GetCapturedStdout();
-  printed.err = testing::internal::GetCapturedStderr();
-  return printed;
-}
+using test::call;
+using test::Printed;
 
 const std::string kModel = test::golden("plan/hybrid-40b").string();
 

@@ -11,25 +11,14 @@
 #include "model/architectures.h"
 #include "quant/recipe.h"
 #include "support/paths.h"
+#include "support/printed.h"
 #include "support/temp_dir.h"
 
 namespace nibble {
 namespace {
 
-struct Printed {
-  int exit = 0;
-  std::string out, err;
-};
-
-Printed call(int (*command)(cli::Arguments), const std::vector<std::string>& arguments) {
-  testing::internal::CaptureStdout();
-  testing::internal::CaptureStderr();
-  Printed printed;
-  printed.exit = command(arguments);
-  printed.out = testing::internal::GetCapturedStdout();
-  printed.err = testing::internal::GetCapturedStderr();
-  return printed;
-}
+using test::call;
+using test::Printed;
 
 TEST(Synth, OtherCommandsReadItsCheckpoints) {
   const test::TempDir dir;
