@@ -4,6 +4,7 @@
 
 #include "base/file.h"
 #include "base/format.h"
+#include "base/heap.h"
 #include "base/hash.h"
 #include "base/log.h"
 #include "base/text.h"
@@ -266,6 +267,7 @@ int serve(Arguments arguments) {
   const Parsed parsed = parse(set, options, arguments);
   if (!parsed.ok) return parsed.exit;
   set_log_level(log_level_of(options.log_level));
+  keep_heap_lean();
   const Result<int> code = serve_model(options, parsed.outcome);
   return code ? *code : fail(code.error());
 }

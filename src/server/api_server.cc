@@ -1,12 +1,11 @@
 // The route table, what surrounds every route, and the small ones.
 #include "server/api_server.h"
 
-#include <malloc.h>
-
 #include <chrono>
 #include <ctime>
 
 #include "base/format.h"
+#include "base/heap.h"
 #include "base/text.h"
 #include "base/version.h"
 #include "server/openapi.h"
@@ -48,6 +47,7 @@ class ObservedReply final : public HttpReply {
     reply_.begin_stream(std::move(head));
   }
   bool write(std::string piece) override { return reply_.write(std::move(piece)); }
+  bool has_room() const override { return reply_.has_room(); }
   void end_stream() override { reply_.end_stream(); }
   bool client_gone() const override { return reply_.client_gone(); }
   void on_client_gone(std::function<void()> callback) override {
@@ -142,7 +142,7 @@ void ApiServer::handle(const HttpRequest& request, HttpReply& reply) {
   const auto start = std::chrono::steady_clock::now();
   dispatch(request, observed);
   // Lists in JSON take many times their text, and the allocator would keep it for this thread.
-  if (request.body.size() > kLargeBodyBytes) malloc_trim(0);
+  if (request.body.size() > kLargeBodyBytes) return_free_memory();
   // Series per route, not per path: a client must not be able to make new ones.
   std::string_view name = "none";
   std::string id;
