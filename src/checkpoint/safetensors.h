@@ -5,6 +5,7 @@
 #pragma once
 
 #include <map>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -33,6 +34,13 @@ class SafetensorsFile {
   const std::vector<TensorInfo>& tensors() const { return tensors_; }  // in file order
   const TensorInfo* find(std::string_view name) const;                 // null when absent
   Tensor view(const TensorInfo& info) const;  // points into the map: read-only
+  // The file's bytes: those of one tensor, and all that come before the first tensor.
+  std::span<const std::byte> bytes(const TensorInfo& info) const {
+    return file_.bytes().subspan(info.offset, info.num_bytes);
+  }
+  std::span<const std::byte> header_bytes() const {
+    return file_.bytes().first(tensors_.empty() ? file_.bytes().size() : tensors_[0].offset);
+  }
   void release_pages(const TensorInfo& info) const {
     file_.release_pages(info.offset, info.num_bytes);
   }

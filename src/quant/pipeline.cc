@@ -97,21 +97,26 @@ class Pipeline {
   Result<Json> scan_source(const ModelDir& dir) {
     Json hashes = Json::object();
     for (const SafetensorsFile& shard : dir.shards()) {
+      Sha256 hash;
+      hash.update(shard.header_bytes());
       for (const TensorInfo& info : shard.tensors()) {
-        const bool is_float =
-            info.dtype == DType::kBF16 || info.dtype == DType::kF16 || info.dtype == DType::kF32;
-        if (!is_float || info.shape.num_elements() == 0) continue;
-        const int64_t columns = info.shape[-1];
-        const Tensor rows =
-            shard.view(info).reshaped({info.shape.num_elements() / columns, columns});
-        if (!all_finite(rows, pool_))
+        hash.update(shard.bytes(info));
+        if (!is_finite(shard.view(info)))
           return make_error(ErrorCode::kInvalidArgument, "{}: {} holds NaN or infinity",
                             shard.path().string(), info.name);
         shard.release_pages(info);
       }
-      NB_TRY(hashes[shard.path().filename().string()], sha256_file(shard.path()));
+      hashes[shard.path().filename().string()] = hash.finish();
     }
     return hashes;
+  }
+
+  bool is_finite(const Tensor& tensor) {
+    const bool is_float =
+        tensor.dtype == DType::kBF16 || tensor.dtype == DType::kF16 || tensor.dtype == DType::kF32;
+    const int64_t num = tensor.num_elements();
+    if (!is_float || num == 0) return true;
+    return all_finite(tensor.reshaped({num / tensor.shape[-1], tensor.shape[-1]}), pool_);
   }
 
   // Everything that the result depends on.
@@ -166,16 +171,18 @@ class Pipeline {
     size_t done = 0;
     for (const SafetensorsFile& shard : dir.shards()) {
       const std::string file = shard.path().filename().string();
-      if (!source_hashes_.contains(file)) {  // scan_source() was not needed
-        NB_TRY(source_hashes_[file], sha256_file(shard.path()));
-      }
+      const bool scanned = source_hashes_.contains(file);
+      Sha256 hash;
+      if (!scanned) hash.update(shard.header_bytes());
       for (const TensorInfo& info : shard.tensors()) {
         report_.source_bytes += info.num_bytes;
+        if (!scanned) hash.update(shard.bytes(info));
         for (const NamedTensor& part : split_experts(info.name, shard.view(info)))
           NB_TRY_STATUS(write_tensor(part.name, part.tensor, writer));
         shard.release_pages(info);
         if (options_.progress) options_.progress(++done, total, info.name);
       }
+      if (!scanned) source_hashes_[file] = hash.finish();
     }
     return {};
   }

@@ -5,6 +5,7 @@
 #include <fstream>
 
 #include "base/file.h"
+#include "base/hash.h"
 #include "base/json.h"
 #include "cli/command.h"
 #include "support/paths.h"
@@ -106,6 +107,8 @@ TEST_F(Quantize, TheJsonLogHasALineForEachLayerAndTheTimesThatTheReportLeavesOut
   EXPECT_EQ(report["calibration"]["seed"], 7);
   EXPECT_EQ(report["calibration"]["file"], "hermes-style.json");
   EXPECT_EQ(report["source_sha256"].size(), 3u);  // shards
+  for (const auto& [file, hash] : report["source_sha256"].items())
+    EXPECT_EQ(hash, sha256_file(test::bundled_model("nibble-demo-14m") / file).value());
   EXPECT_EQ(report["modules"].size(), 6u);
   EXPECT_GT(report["modules"]["model.layers.7.self_attn.v_proj"]["relative_error"], 0);
   for (const char* key : {"nibble_version", "recipe_sha256", "calibration_sha256"})

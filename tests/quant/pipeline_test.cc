@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/hash.h"
 #include "support/golden_file.h"
 #include "support/model_harness.h"
 #include "support/paths.h"
@@ -42,6 +43,10 @@ TEST_F(Pipeline, EveryWeightLoadsBackWithinHalfAStepOfItsParent) {
   const Result<QuantizeReport> report = quantize(out);
   ASSERT_TRUE(report) << report.error().message;
   EXPECT_GT(report->num_quantized, 0);
+  const Json& hashes = report->details["source_sha256"];
+  ASSERT_FALSE(hashes.empty());
+  for (const auto& [file, hash] : hashes.items())
+    EXPECT_EQ(hash, sha256_file(test::bundled_model(kModel) / file).value());
   const ModelDir parent = ModelDir::open(test::bundled_model(kModel)).value();
   const Result<ModelDir> quantized = ModelDir::open(out);
   ASSERT_TRUE(quantized) << quantized.error().message;
