@@ -3,16 +3,19 @@
 // engine; its CPU and that of the clients, threads that read and drop, are taken off. What is left
 // is the server's: its workers and its io thread, the kernel's share for wakeups and the loopback
 // included. Paced steps let every thread fall asleep in between, as with a model; unpaced ones show
-// what is left when tokens queue up. Prints the median of the runs. Usage: bench_server_overhead
-// [MODEL]
+// what is left when tokens queue up. The floor is what one thread takes that is woken for each step
+// and sends as many bytes to as many sockets: the kernel's part of any server. Prints the median of
+// the runs. Usage: bench_server_overhead [MODEL]
 #include <arpa/inet.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <cstdio>
 #include <ctime>
 #include <memory>
@@ -23,7 +26,7 @@
 
 #include "base/format.h"
 #include "base/log.h"
-#include "engine/sequence.h"
+#include "engine/channel_handle.h"
 #include "server/api_server.h"
 
 namespace {
@@ -34,6 +37,68 @@ double cpu_seconds(clockid_t clock) {
   timespec now{};
   clock_gettime(clock, &now);
   return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
+}
+
+// A pair of connected sockets over the loopback device.
+std::pair<int, int> connect_pair() {
+  const int listening = ::socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof address;
+  auto* any = reinterpret_cast<sockaddr*>(&address);
+  NB_CHECK(::bind(listening, any, size) == 0 && ::listen(listening, 1) == 0, "listen");
+  NB_CHECK(::getsockname(listening, any, &size) == 0, "getsockname");
+  const int client = ::socket(AF_INET, SOCK_STREAM, 0);
+  NB_CHECK(::connect(client, any, size) == 0, "connect");
+  const int server = ::accept(listening, nullptr, nullptr);
+  const int on = 1;
+  ::setsockopt(server, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  ::close(listening);
+  return {client, server};
+}
+
+// Microseconds of CPU per piece sent of a thread that does nothing but wake up and send.
+double floor_microseconds(int num_streams, int num_steps, double interval_ms) {
+  const std::string piece(320, 'x');  // about an event of one token with its chunk's frame
+  std::vector<std::pair<int, int>> sockets;
+  std::vector<std::thread> readers;
+  for (int i = 0; i < num_streams; ++i) {
+    sockets.push_back(connect_pair());
+    readers.emplace_back([fd = sockets.back().first] {
+      char buffer[1 << 16];
+      while (::read(fd, buffer, sizeof buffer) > 0) {
+      }
+    });
+  }
+  std::mutex mutex;
+  std::condition_variable ready;
+  int num_ready = 0;
+  double seconds = 0;
+  std::thread sender([&] {
+    const double start = cpu_seconds(CLOCK_THREAD_CPUTIME_ID);
+    for (int done = 0; done < num_steps; ++done) {
+      std::unique_lock lock(mutex);
+      ready.wait(lock, [&] { return num_ready > done; });
+      lock.unlock();
+      for (const auto& [client, server] : sockets)
+        NB_CHECK(::send(server, piece.data(), piece.size(), 0) > 0, "send");
+    }
+    seconds = cpu_seconds(CLOCK_THREAD_CPUTIME_ID) - start;
+  });
+  for (int i = 0; i < num_steps; ++i) {
+    std::this_thread::sleep_for(std::chrono::duration<double, std::milli>(interval_ms));
+    {
+      std::lock_guard lock(mutex);
+      ++num_ready;
+    }
+    ready.notify_one();
+  }
+  sender.join();
+  for (const auto& [client, server] : sockets) ::close(server);
+  for (std::thread& reader : readers) reader.join();
+  for (const auto& [client, server] : sockets) ::close(client);
+  return seconds * 1e6 / (double{1} * num_streams * num_steps);
 }
 
 // Posts one streaming request, reads to the end; the CPU this thread took.
@@ -75,7 +140,7 @@ class StepEngine final : public Engine {
     channel->events.reserve(static_cast<size_t>(request.max_tokens));
     std::lock_guard lock(mutex_);
     channels_.push_back(channel);
-    return std::unique_ptr<RequestHandle>(std::make_unique<Handle>(std::move(channel)));
+    return std::unique_ptr<RequestHandle>(std::make_unique<ChannelHandle>(std::move(channel)));
   }
   EngineStats stats() const override { return {}; }
   const ModelSpec& spec() const override { return spec_; }
@@ -87,13 +152,6 @@ class StepEngine final : public Engine {
   }
 
  private:
-  struct Handle final : RequestHandle {
-    explicit Handle(std::shared_ptr<RequestChannel> channel) : channel(std::move(channel)) {}
-    TokenEvent next() override { return channel->events.pop(); }
-    void cancel() override { channel->cancelled = true; }
-    std::shared_ptr<RequestChannel> channel;
-  };
-
   void work() {
     const auto pause = [this] {
       std::this_thread::sleep_for(std::chrono::duration<double, std::milli>(interval_));
@@ -137,7 +195,6 @@ double run(ServedModel& model, int num_streams, int num_tokens, double interval_
   StepEngine& steps = *engine;
   model.engine = std::move(engine);
   const auto api = ApiServer::create(model, {.served_model_names = {"demo"},
-
                                              .tool_parser = model.tool_parser,
                                              .reasoning_parser = model.reasoning_parser})
                        .value();
@@ -168,16 +225,21 @@ int main(int argc, char** argv) {
     double interval_ms;
   };
   constexpr int kRuns = 5;
-  std::printf("%-28s %16s   (least .. most of %d runs)\n", "streams", "us CPU per token", kRuns);
+  std::printf("%-20s %16s   (least .. most of %d runs) %10s\n", "streams", "us CPU per token",
+              kRuns, "floor");
   for (const Case& one : {Case{"1, paced 1 ms", 1, 1000, 1.0}, Case{"16, paced 5 ms", 16, 300, 5.0},
                           Case{"64, paced 20 ms", 64, 100, 20.0}, Case{"1, unpaced", 1, 10000, 0},
                           Case{"16, unpaced", 16, 2000, 0}}) {
     std::vector<double> figures;
-    for (int i = 0; i < kRuns; ++i)
+    std::vector<double> floors;
+    for (int i = 0; i < kRuns; ++i) {
       figures.push_back(run(*model, one.num_streams, one.num_tokens, one.interval_ms));
+      floors.push_back(floor_microseconds(one.num_streams, one.num_tokens, one.interval_ms));
+    }
     std::ranges::sort(figures);
-    std::printf("%-28s %16.1f   (%.1f .. %.1f)\n", one.name, figures[kRuns / 2], figures.front(),
-                figures.back());
+    std::ranges::sort(floors);
+    std::printf("%-20s %16.1f   (%5.1f .. %5.1f) %17.1f\n", one.name, figures[kRuns / 2],
+                figures.front(), figures.back(), floors[kRuns / 2]);
   }
   return 0;
 }

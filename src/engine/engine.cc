@@ -1,5 +1,6 @@
 // The engine thread: take new requests, plan, run, sample, hand out, repeat. Clients touch only the
 // inbox (under one mutex) and their own channel.
+#include "engine/channel_handle.h"
 #include "engine/engine.h"
 
 #include <algorithm>
@@ -25,18 +26,6 @@
 
 namespace nibble {
 namespace {
-
-class Handle final : public RequestHandle {
- public:
-  explicit Handle(std::shared_ptr<RequestChannel> channel) : channel_(std::move(channel)) {}
-  ~Handle() override { cancel(); }
-  TokenEvent next() override { return channel_->events.pop(); }
-  // The engine thread looks at the flag before each step; while a sequence lives it never sleeps.
-  void cancel() override { channel_->cancelled = true; }
-
- private:
-  std::shared_ptr<RequestChannel> channel_;
-};
 
 // How long the start took, phase by phase: "opened_s=0.3 loaded_s=2.1 ... total_s=3.0".
 class StartPhases {
@@ -156,7 +145,7 @@ class EngineImpl final : public Engine {
     if (!LoopGuard::idle(loop_guard_, asked.repetition))
       sequence->loop_guard = std::make_unique<LoopGuard>(loop_guard_, asked.repetition,
                                                          asked.sampling.repetition_penalty);
-    auto handle = std::make_unique<Handle>(sequence->channel);
+    auto handle = std::make_unique<ChannelHandle>(sequence->channel);
     {
       std::lock_guard lock(mutex_);
       if (static_cast<int>(inbox_.size()) + num_waiting_ >= options_.max_queue)

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -22,6 +23,19 @@ class RequestHandle {
   virtual ~RequestHandle() = default;
   // Blocks for the next event; after one with a finish reason there are none.
   virtual TokenEvent next() = 0;
+  // The next event if one is there. Together with on_event(), for a thread that serves many
+  // requests; false from an engine that can only be waited for.
+  virtual bool try_next(TokenEvent* event) {
+    (void)event;
+    return false;
+  }
+  // From now on the engine calls `wake` when an event comes and none was left; at once if there is
+  // one. It is called under a lock of this request's, so it must be quick and not call back. Null
+  // takes it back; no call is under way then. False: this engine can only be waited for.
+  virtual bool on_event(std::function<void()> wake) {
+    (void)wake;
+    return false;
+  }
   // The sequence leaves the batch before the next step; the last event is kAbort.
   virtual void cancel() = 0;
 };

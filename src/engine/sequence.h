@@ -7,6 +7,7 @@
 #include <bit>
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -17,8 +18,8 @@
 
 namespace nibble {
 
-// Events of one request, a ring. The engine thread pushes, one client thread pops. Pushing
-// allocates only when the client is behind by more events than room was made for.
+// Events of one request, a ring. The engine thread pushes, one client thread at a time pops.
+// Pushing allocates only when the client is behind by more events than room was made for.
 class EventQueue {
  public:
   static constexpr size_t kMostRoom = 1024;
@@ -33,19 +34,35 @@ class EventQueue {
       std::lock_guard lock(mutex_);
       if (size_ == events_.size()) grow();
       events_[(first_ + size_++) & (events_.size() - 1)] = std::move(event);
+      if (wake_ && size_ == 1) wake_();
     }
     ready_.notify_one();
   }
   TokenEvent pop() {
     std::unique_lock lock(mutex_);
     ready_.wait(lock, [&] { return size_ > 0; });
+    return take();
+  }
+  bool try_pop(TokenEvent* event) {
+    std::lock_guard lock(mutex_);
+    if (size_ == 0) return false;
+    *event = take();
+    return true;
+  }
+  // As RequestHandle::on_event().
+  void set_wake(std::function<void()> wake) {
+    std::lock_guard lock(mutex_);
+    wake_ = std::move(wake);
+    if (wake_ && size_ > 0) wake_();
+  }
+
+ private:
+  TokenEvent take() {
     TokenEvent event = std::move(events_[first_]);
     first_ = (first_ + 1) & (events_.size() - 1);
     --size_;
     return event;
   }
-
- private:
   void grow() {
     std::vector<TokenEvent> larger(2 * events_.size());
     for (size_t i = 0; i < size_; ++i)
@@ -56,6 +73,7 @@ class EventQueue {
 
   std::mutex mutex_;
   std::condition_variable ready_;
+  std::function<void()> wake_;
   std::vector<TokenEvent> events_;  // a power of two
   size_t first_ = 0;
   size_t size_ = 0;

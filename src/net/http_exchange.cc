@@ -44,6 +44,11 @@ bool Exchange::write(std::string piece) {
   return true;
 }
 
+bool Exchange::has_room() const {
+  std::lock_guard lock(mutex_);
+  return gone_ || num_queued_ < hub_.options.max_stream_bytes;
+}
+
 void Exchange::end_stream() {
   if (!streaming_ || ended_.exchange(true)) return;
   post(is_http10_ || is_head_ ? "" : "0\r\n\r\n", true);

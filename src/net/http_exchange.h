@@ -60,6 +60,7 @@ class Exchange final : public HttpReply, public std::enable_shared_from_this<Exc
   void send(HttpResponse response) override;
   void begin_stream(HttpResponse head) override;
   bool write(std::string piece) override;
+  bool has_room() const override;
   void end_stream() override;
   bool client_gone() const override { return gone_; }
   void on_client_gone(std::function<void()> callback) override;

@@ -44,6 +44,8 @@ class HttpReply {
   // False when the client has gone or has not read for the write timeout; stop producing then.
   // Blocks while more than the per-stream cap is queued.
   virtual bool write(std::string piece) = 0;
+  // Whether write() would return at once, for a thread that serves many replies.
+  virtual bool has_room() const { return true; }
   virtual void end_stream() = 0;
   // A client that closes its sending half counts as gone: a close cannot be told from it.
   virtual bool client_gone() const = 0;

@@ -8,6 +8,7 @@
 
 #include "net/http_server.h"
 #include "server/answer.h"
+#include "server/delivery_thread.h"
 #include "server/dialect_responses.h"
 #include "server/generation.h"
 #include "server/heartbeat.h"
@@ -100,6 +101,7 @@ class ApiServer {
   ServerMetrics metrics_;
   Heartbeat heartbeat_{std::chrono::seconds(options_.stall_timeout_s)};
   ResponseStore responses_;
+  DeliveryThread delivery_;
   std::atomic<int> num_at_work_{0};  // generating requests: /load
 };
 

@@ -2,6 +2,8 @@
 // dialect's error.
 #include "server/deliver.h"
 
+#include <utility>
+
 #include "base/format.h"
 #include "base/log.h"
 #include "net/sse.h"
@@ -41,54 +43,124 @@ void log_finished(const Generation& generation, const std::string& id, std::stri
       id, reason, usage.num_prompt_tokens, usage.num_cached_tokens, num, ttft_ms, tpot_ms);
 }
 
+class Delivery final : public DeliveryThread::Task {
+ public:
+  Delivery(Generation& generation, Answer& answer, bool stream, HttpReply& reply)
+      : generation_(generation), answer_(answer), stream_(stream), reply_(reply) {}
+
+  void begin() {
+    if (!stream_) return;
+    reply_.begin_stream({.status = 200,
+                         .content_type = kSseContentType,
+                         .headers = {{"Cache-Control", "no-cache"}}});
+    answer_.begin(generation_.usage(), &out_);
+    write();
+  }
+
+  bool work() override {
+    while (!over_) {
+      if (stream_ && !reply_.has_room()) return true;
+      const Generation::Poll poll = generation_.poll(&piece_);
+      if (poll == Generation::Poll::kNothing) return false;
+      if (poll == Generation::Poll::kEnd)
+        over_ = true;
+      else
+        take_piece();
+    }
+    return true;
+  }
+
+  // One piece, however long it takes.
+  void wait_and_work() {
+    if (generation_.next(&piece_))
+      take_piece();
+    else
+      over_ = true;
+  }
+
+  // The engine has no more for this answer, or the answer wants no more.
+  bool over() const { return over_; }
+  bool open() const { return open_; }
+  const std::string& error() const { return error_; }
+  FinishReason reason() const { return reason_; }
+
+  // What comes after the last piece.
+  void end() {
+    if (!open_ || !error_.empty()) generation_.cancel();
+    if (!stream_ || !open_) return;
+    if (error_.empty())
+      answer_.end(generation_.usage(), &out_);
+    else
+      answer_.fail(failure(), &out_);
+    write();
+  }
+  // After on_client_gone() was taken back.
+  void close() {
+    open_ = open_ && !reply_.client_gone();
+    if (stream_) {
+      if (open_) reply_.end_stream();  // else the connection is cut, so that the client can tell
+    } else if (error_.empty()) {
+      reply_.send(json_reply(answer_.whole(generation_.usage())));
+    } else {
+      reply_.send(json_reply(answer_.error(failure()), failure().status));
+    }
+  }
+
+ private:
+  ApiError failure() const { return {500, "InternalServerError", error_, nullptr}; }
+
+  void take_piece() {
+    if (piece_.finish != FinishReason::kNone) reason_ = piece_.finish;
+    if (piece_.finish == FinishReason::kError) {
+      error_ =
+          piece_.tokens.back().error.empty() ? "the engine failed" : piece_.tokens.back().error;
+      over_ = true;
+      return;
+    }
+    answer_.take(piece_, generation_.usage(), stream_ ? &out_ : nullptr);
+    write();
+  }
+  void write() {
+    if (!out_.empty()) open_ = reply_.write(std::exchange(out_, {}));
+    over_ = over_ || !open_;
+  }
+
+  Generation& generation_;
+  Answer& answer_;
+  const bool stream_;
+  HttpReply& reply_;
+  std::string out_;
+  ChoicePiece piece_;
+  std::string error_;
+  FinishReason reason_ = FinishReason::kNone;
+  bool open_ = true;
+  bool over_ = false;
+};
+
 }  // namespace
 
 bool deliver(Generation& generation, Answer& answer, bool stream, const std::string& id,
-             HttpReply& reply) {
+             HttpReply& reply, DeliveryThread& thread) {
   reply.on_client_gone([&generation] { generation.cancel(); });
-  std::string out;
-  bool open = true;
-  if (stream) {
-    reply.begin_stream({.status = 200,
-                        .content_type = kSseContentType,
-                        .headers = {{"Cache-Control", "no-cache"}}});
-    answer.begin(generation.usage(), &out);
-    if (!out.empty()) open = reply.write(std::move(out));
-  }
-  ChoicePiece piece;
-  std::string error;
-  FinishReason reason = FinishReason::kNone;
-  while (open && error.empty() && generation.next(&piece)) {
-    if (piece.finish != FinishReason::kNone) reason = piece.finish;
-    if (piece.finish == FinishReason::kError) {
-      error = piece.tokens.back().error.empty() ? "the engine failed" : piece.tokens.back().error;
-      break;
+  Delivery delivery(generation, answer, stream, reply);
+  delivery.begin();
+  const bool wakes = generation.on_event([&] { thread.wake(delivery); });
+  try {
+    while (!delivery.over()) {
+      if (wakes) thread.run(delivery);
+      if (!delivery.over()) delivery.wait_and_work();
     }
-    out.clear();
-    answer.take(piece, generation.usage(), stream ? &out : nullptr);
-    if (!out.empty()) open = reply.write(std::move(out));
+  } catch (...) {
+    generation.on_event(nullptr);
+    throw;
   }
-  if (!open || !error.empty()) generation.cancel();
-  out.clear();
-  const ApiError failure{500, "InternalServerError", error, nullptr};
-  if (stream && open) {
-    if (error.empty())
-      answer.end(generation.usage(), &out);
-    else
-      answer.fail(failure, &out);
-    open = reply.write(std::move(out));
-  }
+  generation.on_event(nullptr);
+  delivery.end();
   reply.on_client_gone({});
-  open = open && !reply.client_gone();
-  log_finished(generation, id, open ? reason_word(reason) : "client gone", reply);
-  if (stream) {
-    if (open) reply.end_stream();  // else the connection is cut, so that the client can tell
-  } else if (error.empty()) {
-    reply.send(json_reply(answer.whole(generation.usage())));
-  } else {
-    reply.send(json_reply(answer.error(failure), failure.status));
-  }
-  return open && error.empty();
+  delivery.close();
+  log_finished(generation, id, delivery.open() ? reason_word(delivery.reason()) : "client gone",
+               reply);
+  return delivery.open() && delivery.error().empty();
 }
 
 }  // namespace nibble

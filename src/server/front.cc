@@ -37,6 +37,7 @@ class WatchedReply final : public HttpReply {
     if (open) entry.bytes += size;
     return open;
   }
+  bool has_room() const override { return inner_.has_room(); }
   void end_stream() override { inner_.end_stream(); }
   bool client_gone() const override { return inner_.client_gone(); }
   void on_client_gone(std::function<void()> callback) override {

@@ -121,7 +121,7 @@ std::optional<ApiError> ApiServer::start_chat(const HttpRequest& http, const Cha
 void ApiServer::deliver_counted(Generation& generation, Answer& answer, bool stream,
                                 const std::string& id, HttpReply& reply) {
   ++num_at_work_;
-  deliver(generation, answer, stream, id, reply);
+  deliver(generation, answer, stream, id, reply, delivery_);
   --num_at_work_;
 }
 

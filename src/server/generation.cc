@@ -1,9 +1,9 @@
-// Choices are visited in turn and each visit waits for that choice: they advance together, one
-// token a step, so no choice is far behind. One that the engine has not admitted yet holds the
-// others' pieces back until a sequence ends, never for good.
+// Choices are visited in turn. next() waits for the choice whose turn it is: they advance together,
+// one token a step, so no choice is far behind; poll() takes whichever has something.
 #include "server/generation.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/format.h"
 
@@ -85,6 +85,7 @@ struct Generation::Choice {
   int num_prompt = 0;
   std::unique_ptr<RequestHandle> handle;
   std::unique_ptr<ReplyStream> stream;
+  ChoicePiece piece;  // grows to what next() or poll() gives
   bool done = false;
   bool started = false;
   FinishedRequest record;  // what the metrics learn at its end
@@ -194,30 +195,57 @@ std::optional<ApiError> Generation::start(ServedModel& model, ServerMetrics& met
 }
 
 bool Generation::next(ChoicePiece* piece) {
-  *piece = {};
   const size_t num = choices_.size();
   for (size_t tried = 0; tried < num && choices_[turn_ % num]->done; ++tried) ++turn_;
   Choice& choice = *choices_[turn_ % num];
   if (choice.done) return false;
   ++turn_;
-  piece->choice = choice.index;
-  const int wanted = choice.started ? stream_interval_ : 1;
-  while (static_cast<int>(piece->tokens.size()) < wanted) {
-    TokenEvent event = choice.handle->next();
-    account(choice, event);
-    for (ReplyEvent& reply : choice.stream->push(event)) piece->events.push_back(std::move(reply));
-    const FinishReason engine_finish = event.finish;
-    piece->tokens.push_back(std::move(event));
-    if (!choice.stream->done()) continue;
+  while (!add(choice, choice.handle->next(), piece)) {
+  }
+  return true;
+}
+
+Generation::Poll Generation::poll(ChoicePiece* piece) {
+  const size_t num = choices_.size();
+  bool all_done = true;
+  for (size_t tried = 0; tried < num; ++tried, ++turn_) {
+    Choice& choice = *choices_[turn_ % num];
+    TokenEvent event;
+    while (!choice.done && choice.handle->try_next(&event)) {
+      if (!add(choice, std::move(event), piece)) continue;
+      ++turn_;
+      return Poll::kPiece;
+    }
+    all_done = all_done && choice.done;
+  }
+  return all_done ? Poll::kEnd : Poll::kNothing;
+}
+
+bool Generation::on_event(const std::function<void()>& wake) {
+  for (const auto& choice : choices_)
+    if (!choice->handle->on_event(wake)) return false;
+  return true;
+}
+
+bool Generation::add(Choice& choice, TokenEvent event, ChoicePiece* piece) {
+  ChoicePiece& growing = choice.piece;
+  const FinishReason engine_finish = event.finish;
+  account(choice, event);
+  for (ReplyEvent& reply : choice.stream->push(event)) growing.events.push_back(std::move(reply));
+  growing.tokens.push_back(std::move(event));
+  if (choice.stream->done()) {
     // A stop string ends the choice before the engine does.
     if (engine_finish == FinishReason::kNone) choice.handle->cancel();
-    piece->finish = choice.stream->finish();
-    piece->stop_reason = choice.stream->stop_reason();
-    if (piece->finish == FinishReason::kRepetition) piece->stop_reason = "repetition_detected";
-    finish(choice, piece->finish);
-    break;
+    growing.finish = choice.stream->finish();
+    growing.stop_reason = choice.stream->stop_reason();
+    if (growing.finish == FinishReason::kRepetition) growing.stop_reason = "repetition_detected";
+    finish(choice, growing.finish);
+  } else if (static_cast<int>(growing.tokens.size()) < (choice.started ? stream_interval_ : 1)) {
+    return false;
   }
   choice.started = true;
+  growing.choice = choice.index;
+  *piece = std::exchange(growing, {});
   return true;
 }
 

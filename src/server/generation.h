@@ -44,8 +44,14 @@ class Generation {
                                        std::unique_ptr<Generation>* out);
   ~Generation();
 
+  enum class Poll { kPiece, kNothing, kEnd };
+
   // The next piece of the choices in turn; blocks. False when all have ended.
   bool next(ChoicePiece* piece);
+  // The next piece of any choice, if the engine has made one; needs on_event().
+  Poll poll(ChoicePiece* piece);
+  // As RequestHandle::on_event(), for all choices.
+  bool on_event(const std::function<void()>& wake);
   // Ends every choice at the engine's next step. Thread-safe.
   void cancel();
 
@@ -60,6 +66,8 @@ class Generation {
   struct Choice;
 
   Generation(ServerMetrics& metrics, std::vector<Prompt> prompts, int stream_interval);
+  // Adds an event to the choice's piece; true when the piece is complete, and then in `piece`.
+  bool add(Choice& choice, TokenEvent event, ChoicePiece* piece);
   void account(Choice& choice, const TokenEvent& event);
   void finish(Choice& choice, FinishReason reason);
 
