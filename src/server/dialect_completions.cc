@@ -259,7 +259,9 @@ std::optional<ApiError> parse_completion_request(const Json& body, const Request
   Fields fields(body);
   read_prompt(fields, vocab_size, request);
   read_generation(fields, body, defaults, request);
-  if (!request->max_tokens) request->max_tokens = kDefaultMaxTokens;
+  // A null, unlike nothing, means as many as fit.
+  if (!request->max_tokens && !body.contains("max_tokens"))
+    request->max_tokens = kDefaultMaxTokens;
   if (const Json* suffix = fields.find("suffix"); suffix && *suffix != "")
     fields.fail(400, "suffix", "suffix is not currently supported");
   int64_t count = -1;

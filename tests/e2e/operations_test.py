@@ -212,7 +212,7 @@ def a_second_signal_and_the_end_of_the_grace_are_told_to_streams(nibble):
 
 def a_client_that_leaves_frees_its_sequence(nibble):
     with Served(nibble, "--max-model-len", "4096") as server:
-        for streaming in (True, False):
+        for number, streaming in enumerate((True, False), 1):
             client = socket.create_connection(("127.0.0.1", server.port))
             body = json.dumps(chat_body("go on", stream=streaming, max_tokens=3800,
                                         ignore_eos=True))
@@ -223,6 +223,15 @@ def a_client_that_leaves_frees_its_sequence(nibble):
             client.close()
             wait_until("it is gone", lambda: server.metric("vllm:num_requests_running") == 0
                        and server.metric("vllm:kv_cache_usage_perc") == 0, seconds=1)
+            wait_until("it is counted", lambda: aborted(server) == number)  # noqa: B023
+            wait_until("it is logged", lambda: server.output().count("reason=client gone")
+                       == number)  # noqa: B023
+
+
+def aborted(server):
+    return sum(float(line.rsplit(" ", 1)[1])
+               for line in server.request("GET", "/metrics")[2].splitlines()
+               if line.startswith("vllm:request_success_total{") and '"abort"' in line)
 
 
 def two_thousand_requests_at_once(nibble):
