@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "device/cuda/handles.h"
+#include "device/cuda/linear.h"
 #include "device/cuda/read.h"
 #include "device/cuda/workspace.h"
 
@@ -62,7 +63,7 @@ inline cuda::Workspace make_workspace(size_t scratch_bytes) {
   NB_CUDA(cudaGetDeviceProperties(&properties, 0));
   cuda::Workspace workspace;
   workspace.num_sms = properties.multiProcessorCount;
-  workspace.compute_capability = 10 * properties.major + properties.minor;
+  workspace.compute_capability = cuda::code_capability();
   workspace.max_shared_bytes = properties.sharedMemPerBlockOptin;
   workspace.scratch = device_bytes(scratch_bytes);
   workspace.scratch_size = scratch_bytes;

@@ -26,7 +26,11 @@ if(NIBBLE_CCACHE)
 endif()
 set(nibble_gencode)
 foreach(arch ${NIBBLE_CUDA_ARCHS})
-  list(APPEND nibble_gencode "SHELL:-gencode=arch=compute_${arch},code=sm_${arch}")
+  if(arch MATCHES "^(.*)-virtual$")  # PTX, which the driver of this or a newer GPU compiles
+    list(APPEND nibble_gencode "SHELL:-gencode=arch=compute_${CMAKE_MATCH_1},code=compute_${CMAKE_MATCH_1}")
+  else()
+    list(APPEND nibble_gencode "SHELL:-gencode=arch=compute_${arch},code=sm_${arch}")
+  endif()
 endforeach()
 target_compile_options(nibble_options INTERFACE
   "$<$<COMPILE_LANGUAGE:CUDA>:${nibble_gencode};--extended-lambda;--expt-relaxed-constexpr;-Xcompiler=-Wall;-Xcompiler=-Wextra;$<$<BOOL:${NIBBLE_WERROR}>:--Werror=all-warnings>>")

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "device/cuda/handles.h"
+#include "device/cuda/linear.h"
 #include "device/cuda/workspace.h"
 #include "device/device.h"
 #include "device/host_tensor.h"
@@ -94,7 +95,7 @@ class TestWorkspace {
     cudaDeviceProp properties{};
     NB_CUDA(cudaGetDeviceProperties(&properties, 0));
     workspace_.num_sms = properties.multiProcessorCount;
-    workspace_.compute_capability = 10 * properties.major + properties.minor;
+    workspace_.compute_capability = cuda::code_capability();
     workspace_.max_shared_bytes = properties.sharedMemPerBlockOptin;
     workspace_.scratch = scratch_.data();
     workspace_.scratch_size = scratch_.size();

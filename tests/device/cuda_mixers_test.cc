@@ -33,7 +33,7 @@ class CudaMixers : public testing::Test {
     cudaDeviceProp properties{};
     NB_CUDA(cudaGetDeviceProperties(&properties, device));
     workspace_.num_sms = properties.multiProcessorCount;
-    workspace_.compute_capability = 10 * properties.major + properties.minor;
+    workspace_.compute_capability = cuda::code_capability();
     workspace_.max_shared_bytes = properties.sharedMemPerBlockOptin;
     set_scratch(size_t{32} << 20);
   }

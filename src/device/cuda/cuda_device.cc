@@ -10,6 +10,7 @@
 #include "base/format.h"
 #include "device/cuda/cuda_ops.h"
 #include "device/cuda/handles.h"
+#include "device/cuda/linear.h"
 #include "device/cuda/linear_weight.h"
 #include "device/cuda/nvml.h"
 #include "device/cuda/read.h"
@@ -61,7 +62,7 @@ class CudaDevice final : public Device {
         used_before_(used_before),
         stream_(Stream::create()) {
     workspace_.num_sms = properties.multiProcessorCount;
-    workspace_.compute_capability = 10 * properties.major + properties.minor;
+    workspace_.compute_capability = code_capability();
     workspace_.max_shared_bytes = properties.sharedMemPerBlockOptin;
   }
 
@@ -285,7 +286,7 @@ Result<std::unique_ptr<Device>> open(int ordinal) {
   cudaDeviceProp properties{};
   if (const cudaError_t error = cudaGetDeviceProperties(&properties, ordinal); error != cudaSuccess)
     return cuda_error(error, "cuda: cannot read the GPU's properties");
-  if (!kernels_run_here())
+  if (code_capability() == 0)
     return make_error(ErrorCode::kUnsupported,
                       "cuda: {} has compute capability {}.{}, for which this program holds no "
                       "kernels; build with -DNIBBLE_CUDA_ARCHS={}{}",

@@ -80,8 +80,9 @@ void launch_linear_simple(const LinearLaunch& args, cudaStream_t stream);
 void launch_dequantize(const Weight& weight, int64_t begin, int64_t end, void* to, Scalar to_type,
                        cudaStream_t stream);
 
-// Whether this binary holds code for the current GPU.
-bool kernels_run_here();
+// The compute capability to choose kernels by (90 for sm_90), 0 if this binary holds no code for the
+// current GPU: that of the code which runs here, which on a newer GPU may be older code.
+int code_capability();
 
 // Whether the tiled layout serves a weight of this shape.
 bool tiles_fit(int64_t in_features, int num_bits, int64_t num_groups, Scalar scale_type);

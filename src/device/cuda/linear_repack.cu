@@ -124,11 +124,11 @@ unsigned blocks_for(int64_t threads) {
 
 }  // namespace
 
-bool kernels_run_here() {
+int code_capability() {
   cudaFuncAttributes attributes{};
   const bool found = cudaFuncGetAttributes(&attributes, repack_kernel) == cudaSuccess;
   cudaGetLastError();  // a missing kernel is an answer, not a fault
-  return found;
+  return found ? attributes.ptxVersion : 0;
 }
 
 bool tiles_fit(int64_t in_features, int num_bits, int64_t num_groups, Scalar scale_type) {

@@ -9,7 +9,7 @@ namespace nibble::cuda {
 
 struct Workspace {
   int num_sms = 0;              // multiprocessors of the GPU
-  int compute_capability = 0;   // 90 for sm_90
+  int compute_capability = 0;   // of the code that runs: code_capability()
   size_t max_shared_bytes = 0;  // dynamic shared memory one block may ask for
 
   // Scratch for one operation; contents do not survive it. Operations that need more than `size`
