@@ -354,9 +354,20 @@ bool describe(const LinearLaunch& args, const Workspace& workspace, SkinnyArgs* 
     const int64_t group_size = weight.in_features / weight.num_groups;
     *kind = group_size == 32 ? Kind::kW4Group32 : Kind::kW4;
     launch->units_per_group = static_cast<int>(group_size / kUnit);
+    if (launch->units_per_group > 0)
+      launch->group_reciprocal = (1u << 31) / static_cast<uint32_t>(launch->units_per_group);
     launch->group_shift = weight.num_groups == 1 ? 31 : logarithm(launch->units_per_group);
   }
   return true;
+}
+
+// Up to kDirectTokens tokens. Few need deep rings, which fill while short kernels pass; more need
+// their activations from the first-level cache (`nibble bench decode`, docs/performance.md).
+bool launch_few(Scalar type, Kind kind, const SkinnyArgs* parts, int count,
+                const Workspace& workspace, cudaStream_t stream) {
+  if (parts[0].num_tokens > kRingTokens)
+    return launch_linear_direct(type, kind, parts, count, workspace, stream);
+  return launch_linear_vector(type, kind, parts, count, workspace, stream);
 }
 
 }  // namespace
@@ -374,7 +385,7 @@ bool launch_linear_skinny(const LinearLaunch& args, const Workspace& workspace,
     launch.x = static_cast<const char*>(args.x) + begin * weight.in_features * 2;
     launch.out = static_cast<char*>(args.out) +
                  begin * weight.out_features * static_cast<int64_t>(scalar_size(args.out_type));
-    if (launch_linear_vector(args.x_type, kind, &launch, 1, workspace, stream)) continue;
+    if (launch_few(args.x_type, kind, &launch, 1, workspace, stream)) continue;
     if (args.x_type == Scalar::kBF16) {
       launch_kind<BFloat>(kind, launch, workspace, stream);
     } else {
@@ -390,7 +401,7 @@ bool launch_linear_skinny_group(const LinearLaunch* parts, int count, const Work
   Kind kind = Kind::kDense;
   for (int i = 0; i < count; ++i) {
     Kind own;
-    if (parts[i].num_tokens > kVectorTokens || parts[i].num_tokens == 0 ||
+    if (parts[i].num_tokens > kDirectTokens || parts[i].num_tokens == 0 ||
         parts[i].path != LinearPath::kAuto || !describe(parts[i], workspace, &launches[i], &own) ||
         (i > 0 && own != kind))
       return false;
@@ -399,7 +410,7 @@ bool launch_linear_skinny_group(const LinearLaunch* parts, int count, const Work
     launches[i].x = parts[i].x;
     launches[i].out = parts[i].out;
   }
-  return launch_linear_vector(parts[0].x_type, kind, launches, count, workspace, stream);
+  return launch_few(parts[0].x_type, kind, launches, count, workspace, stream);
 }
 
 }  // namespace nibble::cuda

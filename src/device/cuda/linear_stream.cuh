@@ -1,4 +1,4 @@
-// What the two kernels that stream a weight through the tensor cores share: their arguments,
+// What the kernels that stream a weight through the tensor cores share: their arguments,
 // asynchronous copies into a ring that only one warp touches, and a warp's view of one unit (64
 // inputs) of a row tile (16 outputs) as operands of mma.m16n8k16. Layouts: linear.h.
 //
@@ -12,7 +12,8 @@ namespace nibble::cuda {
 
 constexpr int kWarps = 8;
 constexpr int kUnit = 64;
-constexpr int kVectorTokens = 16;  // most that launch_linear_vector takes
+constexpr int kRingTokens = 8;     // most that launch_linear_vector takes
+constexpr int kDirectTokens = 16;  // ... and launch_linear_direct
 
 enum class Kind { kW4, kW4Group32, kDense };
 
@@ -25,10 +26,11 @@ struct SkinnyArgs {
   int num_tokens;
   int64_t out_features;
   int64_t in_features;
-  int row_tiles;        // ceil(out / 16)
-  int units_per_row;    // in / 64
-  int units_per_group;  // kW4
-  int group_shift;      // its logarithm; negative if it is no power of two
+  int row_tiles;              // ceil(out / 16)
+  int units_per_row;          // in / 64
+  int units_per_group;        // kW4
+  int group_shift;            // its logarithm; negative if it is no power of two
+  uint32_t group_reciprocal;  // floor(2^31 / units_per_group)
   int64_t num_groups;
   int units;            // of the whole weight
   int units_per_block;  // the piece of a thread block
@@ -36,7 +38,11 @@ struct SkinnyArgs {
   uint32_t* counters;
 };
 
-// linear_vector.cu: up to kVectorTokens tokens; several products of one x in one launch, `count` at
+// linear_direct.cu: up to kDirectTokens tokens; several products of one x in one launch, `count` at
+// most kMostLinearParts. False if the groups are of different sizes.
+bool launch_linear_direct(Scalar type, Kind kind, const SkinnyArgs* parts, int count,
+                          const Workspace& workspace, cudaStream_t stream);
+// linear_vector.cu: up to kRingTokens tokens; several products of one x in one launch, `count` at
 // most kMostLinearParts. False if the groups are of an odd size or, in several, of different ones.
 bool launch_linear_vector(Scalar type, Kind kind, const SkinnyArgs* parts, int count,
                           const Workspace& workspace, cudaStream_t stream);

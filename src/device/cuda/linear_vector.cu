@@ -1,7 +1,6 @@
-// y = x W' for up to 16 tokens: a thread block per row tile (two from 9 tokens on), its warps
-// taking turns along the row, their sums joined in shared memory. Many short blocks keep the memory
-// busy without any hand-over between them. Every warp reads other activations: with two row tiles
-// those of 16 tokens cost per weight what 8 cost with one; for more tokens they would be the limit.
+// y = x W' for up to 8 tokens: a thread block per row tile, its warps taking turns along the row,
+// their sums joined in shared memory. Many short blocks keep the memory busy without any hand-over
+// between them.
 //
 // kWide: two units at a time under one scale, in groups of 128 or more: the instructions around the
 // dequantization are what limits packed weights here, and this halves them.
@@ -13,22 +12,19 @@
 namespace nibble::cuda {
 namespace {
 
-// What a block does: units in a stage, tiles of 16 rows, tiles of 8 tokens; what that takes.
-template <Kind kKind, bool kWide, int kTiles>
+// What a block does: units in a stage; what that takes.
+template <Kind kKind, bool kWide>
 struct VectorShape {
   static constexpr Kind kind = kKind;
   static constexpr int kUnits = kWide ? 2 : 1;
-  static constexpr int kRowTiles = kTiles;
-  static constexpr int kTokenTiles = kTiles;
-  static constexpr int kVectors = kind == Kind::kDense ? 4 : 1;  // of 512 bytes, unit and row tile
-  static constexpr int kValueBytes = kUnits * kRowTiles * kVectors * 512;
+  static constexpr int kVectors = kind == Kind::kDense ? 4 : 1;  // of 512 bytes, of a unit
+  static constexpr int kValueBytes = kUnits * kVectors * 512;
   static constexpr int kScaleLanes = kind == Kind::kDense ? 0 : kind == Kind::kW4 ? 8 : 16;
-  static constexpr int kStage = kValueBytes + kRowTiles * kScaleLanes * 8;
-  static constexpr int kDepth = kind == Kind::kDense ? (kTiles == 1 ? 4 : 3) : kWide ? 6 : 8;
-  static constexpr int kRing = kDepth * kStage;        // of a warp
-  static constexpr int kBlocks = kTiles == 1 ? 3 : 2;  // on a multiprocessor
-  static constexpr int kSumBytes = kRowTiles * kTokenTiles * 512;
-  static constexpr size_t kShared = size_t{kWarps} * (kRing > kSumBytes ? kRing : kSumBytes);
+  static constexpr int kStage = kValueBytes + kScaleLanes * 8;
+  static constexpr int kDepth = kind == Kind::kDense ? 4 : kWide ? 6 : 8;
+  static constexpr int kRing = kDepth * kStage;  // of a warp
+  static constexpr int kBlocks = 3;              // on a multiprocessor
+  static constexpr size_t kShared = size_t{kWarps} * kRing;
 };
 
 // The row tiles of several weights in one grid.
@@ -43,22 +39,19 @@ __global__ void __launch_bounds__(kWarps * 32, Shape::kBlocks)
 #if NB_SKINNY_CODE
   constexpr Kind kind = Shape::kind;
   constexpr int kUnits = Shape::kUnits;
-  constexpr int kRowTiles = Shape::kRowTiles;
-  constexpr int kTokenTiles = Shape::kTokenTiles;
   extern __shared__ __align__(16) char shared[];
   let_next_kernel_start();
   int part = 0;
   while (static_cast<int>(blockIdx.x) >= group.end[part]) ++part;
   const SkinnyArgs& args = group.parts[part];
-  const int row_tile =
-      (static_cast<int>(blockIdx.x) - (part == 0 ? 0 : group.end[part - 1])) * kRowTiles;
+  const int row_tile = static_cast<int>(blockIdx.x) - (part == 0 ? 0 : group.end[part - 1]);
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   char* ring = shared + warp * Shape::kRing;
   const int count = (args.units_per_row / kUnits - warp + kWarps - 1) / kWarps;
 
-  // Row tiles past the end repeat the last one; their sums are not stored.
-  constexpr int kPointers = kRowTiles * (kind == Kind::kDense ? 2 : 1);
+  // Rows past the end repeat the last one; their sums are not stored.
+  constexpr int kPointers = kind == Kind::kDense ? 2 : 1;
   const char* values[kPointers];
   const char* scale = nullptr;
 #pragma unroll
@@ -68,16 +61,13 @@ __global__ void __launch_bounds__(kWarps * 32, Shape::kBlocks)
       values[i] = static_cast<const char*>(args.values) +
                   (row * args.in_features + warp * kUnit + lane % 4 * 8) * 2;
     } else {
-      const int64_t tile = min(row_tile + i, args.row_tiles - 1);
       values[i] = static_cast<const char*>(args.values) +
-                  (tile * args.units_per_row + warp * kUnits) * 512 + lane * 16;
+                  (int64_t{row_tile} * args.units_per_row + warp * kUnits) * 512 + lane * 16;
     }
   }
-  if constexpr (kind != Kind::kDense) {
-    const int64_t tile = min(row_tile + lane / Shape::kScaleLanes, args.row_tiles - 1);
-    scale = static_cast<const char*>(args.scale) + tile * args.num_groups * 64 +
+  if constexpr (kind != Kind::kDense)
+    scale = static_cast<const char*>(args.scale) + int64_t{row_tile} * args.num_groups * 64 +
             lane % Shape::kScaleLanes * 8;
-  }
   int fetched = 0;
   char* fetch_stage = ring;
   const auto fetch_next = [&] {
@@ -92,14 +82,14 @@ __global__ void __launch_bounds__(kWarps * 32, Shape::kBlocks)
         } else {
 #pragma unroll
           for (int u = 0; u < kUnits; ++u)
-            copy_async_16(fetch_stage + (u * kRowTiles + i) * 512 + lane * 16, values[i] + u * 512);
+            copy_async_16(fetch_stage + u * 512 + lane * 16, values[i] + u * 512);
           values[i] += kWarps * kUnits * 512;
         }
       }
       if constexpr (kind != Kind::kDense) {
         const int unit = (fetched * kWarps + warp) * kUnits;
         const int first = kind == Kind::kW4 ? unit >> args.group_shift : 2 * unit;
-        if (lane < kRowTiles * Shape::kScaleLanes)
+        if (lane < Shape::kScaleLanes)
           copy_async_8(fetch_stage + Shape::kValueBytes + lane * 8, scale + first * 64);
       }
       ++fetched;
@@ -112,86 +102,64 @@ __global__ void __launch_bounds__(kWarps * 32, Shape::kBlocks)
   for (int i = 0; i < Shape::kDepth - 1; ++i) fetch_next();
   wait_for_previous_kernel();
 
-  bool present[kTokenTiles];
-  const char* x_at[kTokenTiles];
-  Activations ahead[kUnits][kTokenTiles];
+  const bool present = lane / 4 < args.num_tokens;
+  const char* x_at = static_cast<const char*>(args.x) +
+                     (lane / 4 * args.in_features + warp * kUnits * kUnit + lane % 4 * 8) * 2;
+  Activations ahead[kUnits];
 #pragma unroll
-  for (int n = 0; n < kTokenTiles; ++n) {
-    present[n] = lane / 4 + 8 * n < args.num_tokens;
-    x_at[n] = static_cast<const char*>(args.x) +
-              ((lane / 4 + 8 * n) * args.in_features + warp * kUnits * kUnit + lane % 4 * 8) * 2;
-#pragma unroll
-    for (int u = 0; u < kUnits; ++u)
-      ahead[u][n].read(x_at[n] + u * kUnit * 2, present[n] && count > 0);
-  }
-  // With one tile, two chains of products run side by side.
-  constexpr int kChains = kRowTiles == 1 ? 2 : 1;
-  Sums<T, kTokenTiles, kRowTiles> sums[kChains];
-#pragma unroll
-  for (int i = 0; i < kChains; ++i) sums[i].clear();
+  for (int u = 0; u < kUnits; ++u) ahead[u].read(x_at + u * kUnit * 2, present && count > 0);
+  // Two chains of products run side by side.
+  Sums<T, 1, 1> sums[2];
+  sums[0].clear();
+  sums[1].clear();
   const char* stage = ring;
 #pragma unroll 2
   for (int i = 0; i < count; ++i) {
-    Activations x[kUnits][kTokenTiles];
+    Activations x[kUnits];
+    x_at += kWarps * kUnits * kUnit * 2;
 #pragma unroll
-    for (int n = 0; n < kTokenTiles; ++n) {
-      x_at[n] += kWarps * kUnits * kUnit * 2;
-#pragma unroll
-      for (int u = 0; u < kUnits; ++u) {
-        x[u][n] = ahead[u][n];
-        ahead[u][n].read(x_at[n] + u * kUnit * 2, present[n] && i + 1 < count);
-      }
+    for (int u = 0; u < kUnits; ++u) {
+      x[u] = ahead[u];
+      ahead[u].read(x_at + u * kUnit * 2, present && i + 1 < count);
     }
     wait_async<Shape::kDepth - 2>();
     __syncwarp();
+    Operand<T, kind> weights;
+    // Both units of a wide stage have the same scales.
+    weights.read_scales(stage + Shape::kValueBytes, 0, lane);
 #pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) {
-      Operand<T, kind> weights;
-      weights.read_scales(stage + Shape::kValueBytes, r,
-                          lane);  // both units of a wide stage have them
-#pragma unroll
-      for (int u = 0; u < kUnits; ++u) {
-        weights.read_values(stage + u * kRowTiles * Shape::kVectors * 512, r, lane);
-        uint32_t a[4][4];
-        weights.template step<0>(a[0]);
-        weights.template step<1>(a[1]);
-        weights.template step<2>(a[2]);
-        weights.template step<3>(a[3]);
-#pragma unroll
-        for (int n = 0; n < kTokenTiles; ++n) {
-          const uint4(&b)[2] = x[u][n].x;
-          Pair<T>::mma(sums[0].c[r][n], a[0], b[0].x, b[0].y);
-          Pair<T>::mma(sums[kChains - 1].c[r][n], a[1], b[0].z, b[0].w);
-          Pair<T>::mma(sums[0].c[r][n], a[2], b[1].x, b[1].y);
-          Pair<T>::mma(sums[kChains - 1].c[r][n], a[3], b[1].z, b[1].w);
-        }
-      }
+    for (int u = 0; u < kUnits; ++u) {
+      weights.read_values(stage + u * Shape::kVectors * 512, 0, lane);
+      uint32_t a[4][4];
+      weights.template step<0>(a[0]);
+      weights.template step<1>(a[1]);
+      weights.template step<2>(a[2]);
+      weights.template step<3>(a[3]);
+      const uint4(&b)[2] = x[u].x;
+      Pair<T>::mma(sums[0].c[0][0], a[0], b[0].x, b[0].y);
+      Pair<T>::mma(sums[1].c[0][0], a[1], b[0].z, b[0].w);
+      Pair<T>::mma(sums[0].c[0][0], a[2], b[1].x, b[1].y);
+      Pair<T>::mma(sums[1].c[0][0], a[3], b[1].z, b[1].w);
     }
     fetch_next();
     stage += Shape::kStage;
     if (stage == ring + Shape::kRing) stage = ring;
   }
-  if constexpr (kChains == 2) sums[0].add(sums[1]);
+  sums[0].add(sums[1]);
 
-  // All copies have landed: the rings become room for the sums, [tile][warp][32 lanes x 4].
+  // All copies have landed: the rings become room for the sums, [warp][32 lanes x 4].
   __syncthreads();
   auto* parts = reinterpret_cast<float4*>(shared);
-#pragma unroll
-  for (int r = 0; r < kRowTiles; ++r)
-#pragma unroll
-    for (int n = 0; n < kTokenTiles; ++n) {
-      const float(&c)[4] = sums[0].c[r][n];
-      parts[((r * kTokenTiles + n) * kWarps + warp) * 32 + lane] =
-          make_float4(c[0], c[1], c[2], c[3]);
-    }
+  const float(&c)[4] = sums[0].c[0][0];
+  parts[warp * 32 + lane] = make_float4(c[0], c[1], c[2], c[3]);
   __syncthreads();
-  if (warp >= kRowTiles * kTokenTiles) return;
+  if (warp > 0) return;
   Sums<T, 1, 1> total;
   total.clear();
 #pragma unroll
   for (int w = 0; w < kWarps; ++w)
-    total.add_shared(reinterpret_cast<const float*>(parts + (warp * kWarps + w) * 32), lane);
-  total.store(args, row_tile + warp / kTokenTiles, lane, 8 * (warp % kTokenTiles));
+    total.add_shared(reinterpret_cast<const float*>(parts + w * 32), lane);
+  total.store(args, row_tile, lane);
 #endif
 }
 
@@ -203,7 +171,7 @@ void launch_vector(const SkinnyArgs* parts, int count, const Workspace& workspac
   for (int i = 0; i < static_cast<int>(kMostLinearParts); ++i) {
     if (i < count) {
       group.parts[i] = parts[i];
-      blocks += (parts[i].row_tiles + Shape::kRowTiles - 1) / Shape::kRowTiles;
+      blocks += parts[i].row_tiles;
     }
     group.end[i] = i + 1 < count ? blocks : INT_MAX;
   }
@@ -222,25 +190,19 @@ bool takes_wide(const SkinnyArgs& args) {
   return args.group_shift >= 1 && args.units_per_row % 2 == 0;
 }
 
-template <class T, Kind kind, bool kWide>
-void launch_tiles(const SkinnyArgs* parts, int count, const Workspace& workspace,
-                  cudaStream_t stream) {
-  if (parts[0].num_tokens <= 8)
-    return launch_vector<T, VectorShape<kind, kWide, 1>>(parts, count, workspace, stream);
-  launch_vector<T, VectorShape<kind, kWide, 2>>(parts, count, workspace, stream);
-}
-
 template <class T>
 void launch(Kind kind, const SkinnyArgs* parts, int count, const Workspace& workspace,
             cudaStream_t stream) {
   switch (kind) {
     case Kind::kW4:
       if (takes_wide(parts[0]))
-        return launch_tiles<T, Kind::kW4, true>(parts, count, workspace, stream);
-      return launch_tiles<T, Kind::kW4, false>(parts, count, workspace, stream);
+        return launch_vector<T, VectorShape<Kind::kW4, true>>(parts, count, workspace, stream);
+      return launch_vector<T, VectorShape<Kind::kW4, false>>(parts, count, workspace, stream);
     case Kind::kW4Group32:
-      return launch_tiles<T, Kind::kW4Group32, false>(parts, count, workspace, stream);
-    case Kind::kDense: return launch_tiles<T, Kind::kDense, false>(parts, count, workspace, stream);
+      return launch_vector<T, VectorShape<Kind::kW4Group32, false>>(parts, count, workspace,
+                                                                    stream);
+    case Kind::kDense:
+      return launch_vector<T, VectorShape<Kind::kDense, false>>(parts, count, workspace, stream);
   }
 }
 
@@ -249,7 +211,7 @@ void launch(Kind kind, const SkinnyArgs* parts, int count, const Workspace& work
 bool launch_linear_vector(Scalar type, Kind kind, const SkinnyArgs* parts, int count,
                           const Workspace& workspace, cudaStream_t stream) {
   for (int i = 0; i < count; ++i)
-    if (parts[i].num_tokens > kVectorTokens || parts[i].group_shift < 0 ||
+    if (parts[i].num_tokens > kRingTokens || parts[i].group_shift < 0 ||
         takes_wide(parts[i]) != takes_wide(parts[0]))
       return false;
   if (type == Scalar::kBF16) {

@@ -22,22 +22,34 @@ __device__ __forceinline__ void let_next_kernel_start() {
 #endif
 }
 
-// Launches a kernel that calls wait_for_previous_kernel().
+// Launches a kernel that calls wait_for_previous_kernel(), in clusters of `cluster` blocks, which
+// only sm_90 has; 1 for none.
 template <class... Parameters, class... Args>
-void launch_overlapped(void (*kernel)(Parameters...), dim3 grid, unsigned threads,
-                       size_t shared_bytes, cudaStream_t stream, int compute_capability,
-                       Args... args) {
-  cudaLaunchAttribute overlap{};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
+void launch_overlapped_clusters(void (*kernel)(Parameters...), dim3 grid, unsigned cluster,
+                                unsigned threads, size_t shared_bytes, cudaStream_t stream,
+                                int compute_capability, Args... args) {
+  cudaLaunchAttribute attributes[2]{};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {cluster, 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
-  config.attrs = &overlap;
-  config.numAttrs = compute_capability >= 90 ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = compute_capability < 90 ? 0 : cluster == 1 ? 1 : 2;
   NB_CUDA(cudaLaunchKernelEx(&config, kernel, args...));
+}
+
+// The same without clusters.
+template <class... Parameters, class... Args>
+void launch_overlapped(void (*kernel)(Parameters...), dim3 grid, unsigned threads,
+                       size_t shared_bytes, cudaStream_t stream, int compute_capability,
+                       Args... args) {
+  launch_overlapped_clusters(kernel, grid, 1, threads, shared_bytes, stream, compute_capability,
+                             args...);
 }
 
 }  // namespace nibble::cuda
