@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "device/cuda_device_tensor.h"
+#include "support/bf16_noise.h"
 #include "support/golden_file.h"
 #include "support/model_harness.h"
 
@@ -87,6 +88,13 @@ TEST_P(CudaFixture, SixteenBitActivationsAreAsNearAsTheCpusAre) {
           << dtype_name(dtype) << " " << prompt;
     }
   }
+}
+
+TEST_P(CudaFixture, Bf16IsAtMostTwiceAsFarAsTransformersOwn) {
+  const test::Bf16Noise noise = test::bf16_noise(GetParam(), Backend::kCuda);
+  std::printf("%s: max KL %.5f, transformers' own %.5f\n", GetParam(), noise.ours,
+              noise.transformers);
+  EXPECT_LE(noise.ours, 2 * noise.transformers);
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, CudaFixture,

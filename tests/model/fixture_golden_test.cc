@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <map>
 
+#include "support/bf16_noise.h"
 #include "support/golden_file.h"
 #include "support/model_harness.h"
 
@@ -206,6 +207,12 @@ std::vector<Case> cases() {
     for (const Backend backend : {Backend::kReference, Backend::kCpu})
       all.push_back({fixture, backend});
   return all;
+}
+
+TEST_P(Fixture, Bf16IsAtMostTwiceAsFarAsTransformersOwn) {
+  const test::Bf16Noise noise = test::bf16_noise(GetParam().fixture, GetParam().backend);
+  EXPECT_LE(noise.ours, 2 * noise.transformers);
+  RecordProperty("max_kl", std::to_string(noise.ours));
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, Fixture, testing::ValuesIn(cases()), [](const auto& info) {
