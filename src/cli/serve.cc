@@ -4,8 +4,8 @@
 
 #include "base/file.h"
 #include "base/format.h"
-#include "base/heap.h"
 #include "base/hash.h"
+#include "base/heap.h"
 #include "base/log.h"
 #include "base/text.h"
 #include "base/version.h"
@@ -89,6 +89,22 @@ Status take_compilation(const Json& config, EngineOptions* engine) {
     if (sizes.empty()) engine->cudagraph_mode = "none";
     engine->cudagraph_capture_sizes = sizes;
   }
+  return {};
+}
+
+// The flags that stand for keys of --compilation-config.
+Status add_graph_flags(const ServeOptions& options, Json* config) {
+  if (!options.cudagraph_capture_sizes.empty())
+    (*config)["cudagraph_capture_sizes"] = Json::array();
+  for (const std::string& text : options.cudagraph_capture_sizes) {
+    const Result<int64_t> size = parse_count(text);
+    if (!size || *size < 1 || *size > INT32_MAX)
+      return make_error(ErrorCode::kInvalidArgument,
+                        "--cudagraph-capture-sizes: {} is no batch size", text);
+    (*config)["cudagraph_capture_sizes"].push_back(*size);
+  }
+  if (options.max_cudagraph_capture_size > 0)
+    (*config)["max_cudagraph_capture_size"] = options.max_cudagraph_capture_size;
   return {};
 }
 
@@ -220,6 +236,7 @@ void print_welcome(const std::string& url, const ApiOptions& api, const ServedMo
 Result<int> serve_model(ServeOptions& options, const OptionSet::Outcome& outcome) {
   options.engine.max_model_len = std::max(options.engine.max_model_len, 0);  // -1: what fits
   NB_TRY_STATUS(check(options));
+  NB_TRY_STATUS(add_graph_flags(options, &options.compilation_config));
   NB_TRY_STATUS(take_compilation(options.compilation_config, &options.engine));
   report_flags(outcome);
   const sigset_t signals = block_signals();

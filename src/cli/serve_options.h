@@ -16,6 +16,8 @@ struct ServeOptions {
   std::vector<std::string> served_model_name;
   std::string quantization;
   Json compilation_config = Json::object();
+  std::vector<std::string> cudagraph_capture_sizes;
+  int max_cudagraph_capture_size = 0;  // 0: not given
 
   std::string host = "127.0.0.1";
   int port = 8000;
@@ -64,6 +66,10 @@ struct ServeOptions {
     v.option("compilation-config", &compilation_config,
              "CUDA graphs: cudagraph_mode, cudagraph_capture_sizes, max_cudagraph_capture_size");
     v.alias("cc", "compilation-config");
+    v.option("cudagraph-capture-sizes", &cudagraph_capture_sizes,
+             "batch sizes whose decode step is recorded as a CUDA graph");
+    v.option("max-cudagraph-capture-size", &max_cudagraph_capture_size,
+             "the largest of them, 0: as --max-num-seqs", {.low = 0});
 
     v.group("HTTP");
     v.option("host", &host, "address to listen on");
@@ -123,7 +129,7 @@ struct ServeOptions {
 
     v.group("");
     v.no_effect(
-        "attention-backend optimization-level cudagraph-capture-sizes swap-space cpu-offload-gb "
+        "attention-backend optimization-level swap-space cpu-offload-gb "
         "prefix-caching-hash-algo mamba-cache-mode mamba-cache-dtype mamba-ssm-cache-dtype "
         "mamba-block-size "
         "limit-mm-per-prompt mm-processor-cache-gb mm-processor-kwargs "

@@ -169,6 +169,8 @@ TEST_F(BadInput, FlagsNameTheNearestKnownOne) {
   expect_refused(run(cli::serve, {"model", "--tool-call-praser", "x"}), "tool-call-parser");
   expect_refused(run(cli::serve, {"model", "--tool-call-parser", "qwen9"}), "qwen3_coder");
   expect_refused(run(cli::serve, {"model", "--port", "high"}), "port");
+  expect_refused(run(cli::serve, {"model", "--cudagraph-capture-sizes", "1", "0"}),
+                 "0 is no batch");
   expect_refused(run(cli::serve, {"model", "--host", "0.0.0.0"}), "--api-key");
   expect_refused(run(cli::quantize, {}), "MODEL");
 }
