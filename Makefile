@@ -1,12 +1,15 @@
 # The front door. `make demo` shows the whole line on the bundled model; `make test` runs every test.
 JOBS ?= 2
+# GPU architectures of the release build: those of the cards here. ARCHS="75;80;86;89;90a": all, ARCHS=: none.
+ARCHS ?= $(shell tools/gpu_archs.sh)
+RELEASE_CUDA = $(if $(ARCHS),-DNIBBLE_CUDA=AUTO '-DNIBBLE_CUDA_ARCHS=$(ARCHS)',-DNIBBLE_CUDA=OFF)
 .DEFAULT_GOAL := help
 .PHONY: help build demo test soak fuzz bench fidelity format tidy clean
 
 help:
 	@echo "make demo    build, quantize the bundled model, serve it, make one tool call"
 	@echo "make test    build and run all tests"
-	@echo "make build   build/release/nibble"
+	@echo "make build   build/release/nibble, for the GPUs of this machine (ARCHS=\"75;80;86;89;90a\": for all)"
 	@echo "make fuzz    each fuzz target for 10 minutes"
 	@echo "make soak    a million scheduler steps, quantize killed 20 times, the server under load"
 	@echo "make bench   the benchmarks, with their tables"
@@ -14,7 +17,7 @@ help:
 
 build:
 	@tools/setup.sh build
-	@cmake --preset release >/dev/null
+	@cmake --preset release $(RELEASE_CUDA) >/dev/null
 	@cmake --build --preset release -j $(JOBS)
 
 demo: build
@@ -46,7 +49,7 @@ fuzz:
 
 bench:
 	@tools/setup.sh test
-	@cmake --preset release -DNIBBLE_BENCHMARKS=ON >/dev/null
+	@cmake --preset release $(RELEASE_CUDA) -DNIBBLE_BENCHMARKS=ON >/dev/null
 	@cmake --build --preset release -j $(JOBS)
 	@tools/bench.sh build/release
 
