@@ -388,7 +388,7 @@ void with_kind(Kind kind, bool wide, Body body) {
 // them are cut into more slices.
 template <class T, class K>
 void launch(const SkinnyArgs* parts, int count, const Workspace& workspace, cudaStream_t stream) {
-  constexpr int kDepth = K::kWide || K::kind == Kind::kDense ? 2 : 4;
+  constexpr int kDepth = K::kWide || K::kind != Kind::kW4 ? 2 : 4;
   using One = DirectShape<K::kind, K::kWide, 1, kDepth, 3>;
   using Two = DirectShape<K::kind, K::kWide, 2, kDepth, 2>;
   int row_tiles = 0;
