@@ -17,9 +17,6 @@ namespace nibble {
 namespace {
 
 constexpr double kSmoothingLimit = 0x1p-7;
-// The best mode tries every candidate on a part of the samples and only the best few on all.
-constexpr int64_t kShortlistPart = 4;
-constexpr size_t kShortlistSize = 5;
 
 class Stopwatch {
  public:

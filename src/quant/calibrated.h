@@ -16,6 +16,11 @@
 
 namespace nibble {
 
+// The best mode tries every candidate on this part of the samples (1 / kShortlistPart), and only
+// the best few, and the identity, on all.
+inline constexpr int64_t kShortlistPart = 4;
+inline constexpr size_t kShortlistSize = 5;
+
 // What happened to one layer, for people.
 struct LayerSummary {
   int layer = 0;

@@ -121,12 +121,18 @@ Result<QuantizeEstimate> estimate_quantization(const fs::path& source,
 
   double num_tokens = 0;
   for (const auto& sample : options.calibration) num_tokens += static_cast<double>(sample.size());
-  const int num_candidates = recipe.awq ? recipe.awq->num_candidates : 0;
-  const double passes = 2 + num_candidates;  // record, search, hand on
+  const double num_candidates = recipe.awq ? recipe.awq->num_candidates : 0;
+  double trials = num_candidates;      // of which each rounds the weights anew
+  double passes = 2 + num_candidates;  // over all samples: record, search, hand on
+  if (num_candidates > 0 && options.calibrated.mode.has(Improvement::kShortlist)) {
+    const double finalists = std::min<double>(num_candidates, kShortlistSize + 1);
+    trials += finalists;
+    passes = 2 + num_candidates / kShortlistPart + finalists;
+  }
   const double flops = num_tokens * (2 * num_parameters * passes + gram_flops_per_token);
   // The column loops are not products of matrices: they reach about a tenth of that speed.
   estimate.seconds += (flops + 10 * compensation_flops) / estimate.flops_per_second +
-                      num_candidates * num_rounded / weights_per_second;
+                      trials * num_rounded / weights_per_second;
   const auto activation =
       static_cast<size_t>(num_tokens) * static_cast<size_t>(spec.hidden_size) * 4;
   const size_t activations = 6 * activation;
