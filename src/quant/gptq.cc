@@ -1,77 +1,22 @@
 // With H the dampened hessian, the factor U of H^-1 = U'U (upper triangular) holds all that the
-// column loop needs. It comes from the "reverse" Cholesky factor R of H = R R' (R upper
-// triangular): U = R^-1. Rows of the weight are independent.
+// column loop needs. Rows of the weight are independent.
 #include "quant/gptq.h"
 
 #include <algorithm>
 #include <cmath>
 #include <numeric>
 
+#include "quant/inverse_factor.h"
+
 namespace nibble {
 namespace {
 
 constexpr size_t kRowsPerTask = 16;  // of the weight; they share one pass over U
 
-// Square, row by row.
-class Matrix {
- public:
-  explicit Matrix(int64_t size) : size_(size), values_(static_cast<size_t>(size * size)) {}
-  double* row(int64_t i) { return values_.data() + i * size_; }
-  const double* row(int64_t i) const { return values_.data() + i * size_; }
-  int64_t size() const { return size_; }
-
- private:
-  int64_t size_;
-  std::vector<double> values_;
-};
-
-// H = R R', R upper triangular, in place; false when H is not positive definite.
-bool reverse_cholesky(Matrix& h, ThreadPool& pool) {
-  const int64_t n = h.size();
-  for (int64_t j = n; j-- > 0;) {
-    double* pivot = h.row(j);
-    double sum = pivot[j];
-    for (int64_t k = j + 1; k < n; ++k) sum -= pivot[k] * pivot[k];
-    if (!(sum > 0) || !std::isfinite(sum)) return false;
-    const double root = std::sqrt(sum);
-    pivot[j] = root;
-    pool.parallel_for(static_cast<size_t>(j), 64, [&](size_t begin, size_t end) {
-      for (auto i = static_cast<int64_t>(begin); i < static_cast<int64_t>(end); ++i) {
-        double* row = h.row(i);
-        double rest = row[j];
-        for (int64_t k = j + 1; k < n; ++k) rest -= row[k] * pivot[k];
-        row[j] = rest / root;
-      }
-    });
-    std::fill(pivot, pivot + j, 0.0);
-  }
-  return true;
-}
-
-// U = R^-1, both upper triangular: row i of U from the rows below it.
-std::vector<float> inverse_of_upper(const Matrix& r) {
-  const int64_t n = r.size();
-  std::vector<float> inverse(static_cast<size_t>(n * n));
-  Matrix u(n);
-  for (int64_t i = n; i-- > 0;) {
-    double* row = u.row(i);
-    for (int64_t k = i + 1; k < n; ++k) {
-      const double factor = r.row(i)[k];
-      const double* below = u.row(k);
-      for (int64_t c = k; c < n; ++c) row[c] -= factor * below[c];
-    }
-    row[i] = 1;
-    for (int64_t c = i; c < n; ++c) {
-      row[c] /= r.row(i)[i];
-      inverse[static_cast<size_t>(i * n + c)] = static_cast<float>(row[c]);
-    }
-  }
-  return inverse;
-}
-
 // U for the columns in `order`.
-Result<std::vector<float>> inverse_factor(const Tensor& hessian, const std::vector<int64_t>& order,
-                                          float dampening, ThreadPool& pool) {
+Result<std::vector<float>> dampened_inverse(const Tensor& hessian,
+                                            const std::vector<int64_t>& order, float dampening,
+                                            ThreadPool& pool) {
   const int64_t n = hessian.shape[0];
   const float* h = hessian.as<const float>();
   double mean = 0;
@@ -80,14 +25,15 @@ Result<std::vector<float>> inverse_factor(const Tensor& hessian, const std::vect
   if (!std::isfinite(mean))
     return Error{ErrorCode::kInvalidArgument, "the calibration inputs hold NaN or infinity"};
   for (double damp = static_cast<double>(dampening); damp <= 10; damp *= 10) {
-    Matrix dampened(n);
+    SquareMatrix dampened(n);
     for (int64_t i = 0; i < n; ++i) {
       const float* from = h + order[static_cast<size_t>(i)] * n;
       double* row = dampened.row(i);
       for (int64_t k = 0; k < n; ++k) row[k] = from[order[static_cast<size_t>(k)]];
       row[i] = row[i] > 0 ? row[i] + damp * mean : 1;
     }
-    if (reverse_cholesky(dampened, pool)) return inverse_of_upper(dampened);
+    std::vector<float> u = inverse_factor(dampened, pool);
+    if (!u.empty() || n == 0) return u;
   }
   return Error{ErrorCode::kInvalidArgument,
                "the inputs' second moments are not positive definite even when dampened"};
@@ -110,7 +56,7 @@ Result<QuantizedWeight> gptq(const Tensor& weight, const Tensor& hessian, const 
   if (settings.act_order)
     std::ranges::stable_sort(order,
                              [&](int64_t a, int64_t b) { return diagonal(a) > diagonal(b); });
-  NB_TRY(const std::vector<float> u, inverse_factor(hessian, order, settings.dampening, pool));
+  NB_TRY(const std::vector<float> u, dampened_inverse(hessian, order, settings.dampening, pool));
 
   QuantizedWeight result;
   GroupParameters& parameters = result.parameters;
