@@ -233,6 +233,32 @@ TEST_F(HttpServerTest, RefusesEveryAmbiguousRequestAndCloses) {
   expect_alive();
 }
 
+TEST_F(HttpServerTest, OversizedHeadsCostNoMemory) {
+  serve(echo);
+  const std::string header = "GET / HTTP/1.1\r\nHost: h\r\nA: " + std::string(65'536, 'a');
+  const auto send_some = [&] {
+    for (int i = 0; i < 20; ++i) {
+      RawClient client(port());
+      client.send(header);
+      EXPECT_EQ(status_of(client.receive_all()), 431);
+    }
+  };
+  send_some();
+  const size_t before = resident_bytes();
+  send_some();
+  EXPECT_LT(resident_bytes(), before + (1u << 20));
+  expect_alive();
+}
+
+TEST_F(HttpServerTest, RefusesALongBodyBeforeItIsSent) {
+  serve(echo);
+  RawClient client(port());
+  client.send("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1099511627776\r\n\r\n");
+  EXPECT_EQ(status_of(client.receive_all()), 413);
+  EXPECT_TRUE(client.closed_by_server());
+  expect_alive();
+}
+
 TEST_F(HttpServerTest, StopsAnEndlessChunkedBodyAtTheLimit) {
   serve(echo);
   RawClient client(port());

@@ -63,6 +63,13 @@ class RawClient {
     return true;
   }
 
+  // Reads what is there, keeps nothing, does not wait.
+  void discard() {
+    char bytes[65536];
+    while (::recv(fd_, bytes, sizeof bytes, MSG_DONTWAIT) > 0) {
+    }
+  }
+
   // All bytes until the server closes (or 5 s pass without any).
   std::string receive_all() {
     while (receive_some()) {

@@ -70,6 +70,7 @@ TEST_F(Dialects, PromptsThatAreNoneAreRefused) {
                                             "[5, \"a\"]",
                                             "[[5], \"a\"]",
                                             "[-1]",
+                                            "[4096]",  // the vocabulary's size
                                             "[99999]",
                                             "[1099511627776]",
                                             "[18446744073709551615]",
@@ -129,6 +130,35 @@ TEST_F(Dialects, NumbersOutOfRangeNameTheirField) {
   EXPECT_EQ(
       send("POST", "/v1/completions", R"({"prompt": "a", "n": null, "logprobs": 0})").answer.status,
       200);
+}
+
+TEST_F(Dialects, APromptAtTheLimitIsWholeAndALongerOneIsRefused) {
+  say("x");
+  using test::kMaxModelLen;
+  const auto ask = [&](size_t num_ids, int max_tokens) {
+    return post_to("/v1/completions",
+                   {{"prompt", std::vector<int32_t>(num_ids, 7)}, {"max_tokens", max_tokens}});
+  };
+  for (const int max_tokens : {1, 2, 100}) {
+    const size_t num_ids = kMaxModelLen - static_cast<size_t>(max_tokens);
+    EXPECT_EQ(ask(num_ids, max_tokens).answer.status, 200);
+    EXPECT_EQ(engine_->last_request.prompt, std::vector<int32_t>(num_ids, 7));
+    EXPECT_EQ(engine_->last_request.max_tokens, max_tokens);
+  }
+  engine_->last_request = {};
+  const auto expect_refused = [&](const RecordedReply& reply) {
+    EXPECT_EQ(reply.answer.status, 400);
+    EXPECT_THAT(parsed(reply)["error"]["message"].get<std::string>(),
+                HasSubstr("This model's maximum context length is 4096 tokens"));
+  };
+  expect_refused(ask(kMaxModelLen - 1, 2));
+  expect_refused(ask(kMaxModelLen, 1));
+  expect_refused(ask(kMaxModelLen + 1, 1));
+  expect_refused(ask(10 * kMaxModelLen, 1));
+  std::string words;
+  for (int i = 0; i < 2 * kMaxModelLen; ++i) words += "word ";
+  expect_refused(post(user(words)));
+  EXPECT_TRUE(engine_->last_request.prompt.empty());  // none reached the engine
 }
 
 TEST_F(Dialects, EchoWithoutTokensIsThePromptAlone) {

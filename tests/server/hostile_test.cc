@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <fstream>
+#include <set>
 #include <thread>
 
 #include "base/heap.h"
@@ -173,6 +174,42 @@ TEST_F(Hostile, NumbersNobodyCanMeanNameTheirField) {
       expect_chat_refused("\"logprobs\": true, \"" + std::string(field) + "\": " + value);
 }
 
+// Every value for every count of both dialects: refused with the field's name, or, where vLLM gives
+// it a meaning, answered.
+TEST_F(Hostile, ACountIsMeantOrRefusedByName) {
+  struct Field {
+    const char* path;
+    const char* start;  // of the body
+    const char* name;
+    std::set<std::string> legal;
+  };
+  const char* const chat_start =
+      R"({"messages": [{"role": "user", "content": "Hello"}], "logprobs": true, )";
+  const char* const text_start = R"({"prompt": "Hello", )";
+  const Field fields[] = {{"/v1/chat/completions", chat_start, "n", {"null"}},
+                          {"/v1/chat/completions", chat_start, "top_logprobs", {"null", "0"}},
+                          {"/v1/chat/completions", chat_start, "max_tokens", {"null"}},
+                          {"/v1/chat/completions", chat_start, "max_completion_tokens", {"null"}},
+                          {"/v1/completions", text_start, "n", {"null"}},
+                          {"/v1/completions", text_start, "best_of", {"null"}},
+                          {"/v1/completions", text_start, "logprobs", {"null", "0"}},
+                          {"/v1/completions", text_start, "max_tokens", {"null"}}};
+  ask("/v1/completions", R"({"prompt": "Hello"})");
+  const size_t before = resident_bytes();
+  for (const Field& field : fields)
+    for (const std::string value :
+         {"-1", "0", "1000000000", "9223372036854775808", "1.5", "\"5\"", "null", "NaN"}) {
+      SCOPED_TRACE(std::string(field.path) + " " + field.name + " = " + value);
+      const std::string answer =
+          ask(field.path, field.start + ("\"" + std::string(field.name) + "\": ") + value + "}");
+      const bool is_legal = field.legal.contains(value);
+      EXPECT_EQ(status_of(answer), is_legal ? 200 : 400) << answer.substr(0, 300);
+      if (is_legal || value == "NaN") continue;  // NaN is no JSON: there is no field to name
+      EXPECT_EQ(parse_json(body_of(answer), "answer").value()["error"]["param"], field.name);
+    }
+  EXPECT_TRUE(resident_settles_below(before + 8 * kMiB));
+}
+
 TEST_F(Hostile, LongListsAreRefusedAndCostNoMemory) {
   const size_t before = resident_bytes();
   const std::string words = list(1'000'000, "\"x\"");
@@ -277,11 +314,20 @@ TEST_F(Hostile, NoImageMakesTheServerConnectAnywhere) {
   const std::string here = "127.0.0.1:" + std::to_string(listener.port());
   // A PNG header that claims 65500 x 65500 pixels, and one that is cut.
   const std::string bomb = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAA/9wAAP/cCAYAAAA=";
+  // 52800 x 44, a whole picture of 1 x 1, and a GIF of ten thousand frames. This model reads text
+  // only: each is refused before it is decoded.
+  const std::string wide = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAzkAAAAAsCAYAAAA=";
+  const std::string tiny =
+      "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M/"
+      "wHwAEBgIApD5fRAAAAABJRU5ErkJggg==";
+  const std::string frames = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///" +
+                             times(10'000, "IfkEAQAAAAAsAAAAAAEAAQAAAgJEAQ") + "Ow==";
   for (const std::string& url :
        {"http://" + here + "/a.png", "https://" + here + "/a.png", "ftp://" + here + "/a.png",
         std::string("http://169.254.169.254/latest/meta-data"), std::string("file:///etc/passwd"),
         std::string("gopher://") + here, std::string("http://user@") + here, bomb,
-        std::string("data:image/png;base64,iVBORw0KGgo="), std::string("data:,"), std::string()}) {
+        std::string("data:image/png;base64,iVBORw0KGgo="), wide, tiny, frames,
+        std::string("data:,"), std::string()}) {
     const std::string part = R"({"type": "image_url", "image_url": {"url": ")" + url + "\"}}";
     expect_refused("/v1/chat/completions",
                    R"({"messages": [{"role": "user", "content": [)" + part + "]}]}");
