@@ -19,14 +19,6 @@ bool has_word(std::string_view words, std::string_view word) {
   return (" " + std::string(words) + " ").find(" " + std::string(word) + " ") != std::string::npos;
 }
 
-// Buffers from this size on are mapped, and go back to the system when freed. glibc would raise the
-// bound to the largest buffer it has seen freed (32 MiB at most), and then keep that much for each
-// thread after a few large bodies.
-void return_large_buffers() {
-  mallopt(M_MMAP_THRESHOLD, static_cast<int>(kLargeBodyBytes));
-  mallopt(M_TRIM_THRESHOLD, static_cast<int>(kLargeBodyBytes));
-}
-
 // Does `path` fit `pattern`, whose {id} is one segment?
 bool matches(std::string_view pattern, std::string_view path, std::string* id) {
   const size_t hole = pattern.find("{id}");
@@ -115,7 +107,6 @@ Result<std::unique_ptr<ApiServer>> ApiServer::create(ServedModel& model, ApiOpti
                                               .tool_parser = options.tool_parser,
                                               .tools = Json::array(),
                                               .prompt_tail = ""}));
-  return_large_buffers();
   return std::unique_ptr<ApiServer>(new ApiServer(model, std::move(options)));
 }
 

@@ -49,8 +49,7 @@ class ApiServer {
   };
   static std::span<const Route> routes();
 
-  // kInvalidArgument: an unknown parser. `model` must outlive this object. Sets, for the process,
-  // from which size on malloc() returns buffers to the system.
+  // kInvalidArgument: an unknown parser. `model` must outlive this object.
   static Result<std::unique_ptr<ApiServer>> create(ServedModel& model, ApiOptions options);
 
   // An HttpServer's handler.

@@ -80,6 +80,15 @@ class PacedEngine final : public Engine {
       --live->num_waiting;
       return event;
     }
+    bool try_next(TokenEvent* event) override {
+      if (!live->channel.events.try_pop(event)) return false;
+      --live->num_waiting;
+      return true;
+    }
+    bool on_event(std::function<void()> wake) override {
+      live->channel.events.set_wake(std::move(wake));
+      return true;
+    }
     void cancel() override { live->channel.cancelled = true; }
     std::shared_ptr<Live> live;
   };
