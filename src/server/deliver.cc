@@ -150,8 +150,9 @@ bool deliver(Generation& generation, Answer& answer, bool stream, const std::str
       if (wakes) thread.run(delivery);
       if (!delivery.over()) delivery.wait_and_work();
     }
-  } catch (...) {
+  } catch (...) {  // neither the engine nor the connection may call on what is about to go
     generation.on_event(nullptr);
+    reply.on_client_gone({});
     throw;
   }
   generation.on_event(nullptr);
