@@ -4,12 +4,13 @@ JOBS ?= 2
 ARCHS ?= $(shell tools/gpu_archs.sh)
 RELEASE_CUDA = $(if $(ARCHS),-DNIBBLE_CUDA=AUTO '-DNIBBLE_CUDA_ARCHS=$(ARCHS)',-DNIBBLE_CUDA=OFF)
 .DEFAULT_GOAL := help
-.PHONY: help build demo test soak fuzz bench fidelity format tidy clean
+.PHONY: help build demo test sanitize soak fuzz bench fidelity format tidy clean
 
 help:
 	@echo "make demo    build, quantize the bundled model, serve it, make one tool call"
 	@echo "make test    build and run all tests"
 	@echo "make build   build/release/nibble, for the GPUs of this machine (ARCHS=\"75;80;86;89;90a\": for all)"
+	@echo "make sanitize  server, network and engine tests under address, undefined and thread sanitizers"
 	@echo "make fuzz    each fuzz target for 10 minutes"
 	@echo "make soak    a million scheduler steps, quantize killed 20 times, the server under load"
 	@echo "make bench   the benchmarks, with their tables"
@@ -32,13 +33,21 @@ test:
 	@ctest --test-dir build/test --output-on-failure -j $(JOBS)
 	@tools/fuzz.sh build/fuzz/fuzz 30
 
+SANITIZED = net_tests server_tests engine_tests
+sanitize:
+	@tools/setup.sh test
+	@for kind in asan tsan; do \
+	  cmake --preset $$kind >/dev/null && cmake --build --preset $$kind -j $(JOBS) --target $(SANITIZED) || exit 1; \
+	  for test in $(SANITIZED); do tools/sanitized.sh build/$$kind/tests/$$test || exit 1; done; \
+	done
+
 soak:
 	@tools/setup.sh test
 	@cmake --preset test >/dev/null
 	@cmake --build --preset test -j $(JOBS) --target engine_tests nibble
 	@NIBBLE_SIMULATION_STEPS=1000000 build/test/tests/engine_tests --gtest_filter='SchedulerSimulation.*'
 	@tests/quant/kill_resume_test.sh build/test/nibble 20
-	@python3 benchmarks/serve_load.py build/test/nibble --seconds 300
+	@python3 benchmarks/serve_load.py build/test/nibble --seconds 300 --mixed
 	@tests/e2e/run.sh build/e2e-venv fuzz_api.py build/test/nibble models/nibble-demo-14m 600
 
 fuzz:

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """The server under load. Loopback only, bounded.
 
-Usage: serve_load.py NIBBLE [--seconds 60] [--clients 200] [--idle 5000] [--readers 50]
+Usage: serve_load.py NIBBLE [--seconds 60] [--clients 200] [--idle 5000] [--readers 50] [--mixed]
 
-Prints one table: streaming clients (errors, memory after the first quarter against the end), idle
-connections (memory), readers that stop reading (memory, the pace of others, their end). Exit code 1
-when a bound is broken.
+Prints one table: streaming clients (errors, memory after the first quarter against the end, its slope,
+descriptors and KV cache at idle), idle connections (memory), readers that stop reading (memory, the
+pace of others). --mixed adds bad requests, clients that leave and requests without a stream to the
+first. Exit code 1 when a bound is broken: an error, more than 8 MiB of growth, over 300 s and more
+a slope of 1 MiB in 10 minutes, 200 MiB for the idle connections, 1.5 times the time between tokens.
 """
 import argparse
 import json
@@ -13,6 +15,7 @@ import pathlib
 import resource
 import selectors
 import socket
+import statistics
 import subprocess
 import sys
 import threading
@@ -39,23 +42,54 @@ def bench(nibble, server, *flags):
     return json.loads(done.stdout), done.stderr
 
 
-def streaming_clients(nibble, clients, seconds):
+def odd_requests(server, over):
+    """What a public server meets beside streams, a few times a second."""
+    while not over.wait(0.1):
+        for path, body in (("/v1/chat/completions", {"messages": 5}), ("/nothing", {}),
+                           ("/v1/completions", {"prompt": [[]]}),
+                           ("/tokenize", {"prompt": "some words " * 500})):
+            server.request("POST", path, body)
+        server.chat(max_tokens=2)
+        for stream in (True, False):
+            client = socket.create_connection(("127.0.0.1", server.port))
+            client.sendall(post(chat_body("go on", stream=stream, max_tokens=500, ignore_eos=True)))
+            over.wait(0.05)
+            client.close()
+
+
+def slope(readings, interval):
+    """Least squares, bytes in 10 minutes."""
+    times = [i * interval for i in range(len(readings))]
+    mean_t, mean_r = statistics.fmean(times), statistics.fmean(readings)
+    return 600 * (sum((t - mean_t) * (r - mean_r) for t, r in zip(times, readings))
+                  / sum((t - mean_t) ** 2 for t in times))
+
+
+def streaming_clients(nibble, clients, seconds, mixed):
     # Few KV blocks, so that all of them are in use, and their pages resident, before the first reading.
     with Served(nibble, "--max-model-len", "1024", "--max-num-seqs", "64", "--max-queue",
-                str(clients * 2), "--num-gpu-blocks-override", "512") as server:
-        readings, over = [], threading.Event()
+                str(clients * 2), "--num-gpu-blocks-override", "512", "--keep-alive-timeout",
+                "2") as server:
+        server.chat(max_tokens=2)
+        time.sleep(0.5)
+        idle_fds = server.num_fds()
+        readings, over, interval = [], threading.Event(), 0.5
 
         def watch():
-            while not over.wait(0.5):
+            while not over.wait(interval):
                 readings.append(server.rss())
 
-        watcher = threading.Thread(target=watch)
-        watcher.start()
+        threads = [threading.Thread(target=watch)]
+        if mixed:
+            threads.append(threading.Thread(target=odd_requests, args=(server, over)))
+        for thread in threads:
+            thread.start()
         report, complaint = bench(nibble, server, "--max-concurrency", str(clients), "--duration",
                                   str(seconds), "--random-input-len", "16", "--random-output-len",
                                   "16", "--ignore-eos")
         over.set()
-        watcher.join()
+        for thread in threads:
+            thread.join()
         warm = readings[len(readings) // 4:]
         growth = max(warm[-5:]) - max(warm[:5])
         row(f"{clients} streaming clients for {seconds} s: answers", report["completed"])
@@ -68,8 +102,19 @@ def streaming_clients(nibble, clients, seconds):
         row("  resident at the end", f"{readings[-1] / MIB:.1f} MiB")
         row("  growth after the first quarter", f"{growth / MIB:+.2f} MiB", "< 8 MiB",
             growth < 8 * MIB)
+        rate = slope(readings[len(readings) // 2:], interval)
+        long_enough = seconds >= 300
+        row("  slope of the second half", f"{rate / MIB:+.2f} MiB/10 min",
+            "< 1 MiB" if long_enough else "(judged from 300 s on)",
+            rate < MIB or not long_enough)
         row("  threads of the server", len(list(pathlib.Path(
             f"/proc/{server.process.pid}/task").iterdir())))
+        within(10, lambda: server.metric("vllm:num_requests_running") == 0)
+        within(5, lambda: server.num_fds() <= idle_fds)
+        fds = server.num_fds()
+        row("  descriptors at idle, before / after", f"{idle_fds} / {fds}", "equal", fds <= idle_fds)
+        usage = server.metric("vllm:kv_cache_usage_perc")
+        row("  KV cache in use at idle", f"{usage:.0%}", "0", usage == 0)
 
 
 def idle_connections(nibble, count):
@@ -96,14 +141,28 @@ def idle_connections(nibble, count):
             client.close()
 
 
+def post(body):
+    text = json.dumps(body)
+    return (f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(text)}\r\n\r\n{text}").encode()
+
+
+def within(seconds, condition):
+    """Whether the condition comes true in that time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
+
+
 class Readers:
     """Streams of many bytes a token, read to the end or not at all."""
 
     def __init__(self, port, count, reading):
-        body = json.dumps(chat_body("go on", stream=True, max_tokens=3800, ignore_eos=True,
-                                    logprobs=True, top_logprobs=20))
-        request = (f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: "
-                   f"application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}").encode()
+        request = post(chat_body("go on", stream=True, max_tokens=3800, ignore_eos=True,
+                                 logprobs=True, top_logprobs=20))
         self.clients = []
         for _ in range(count):
             client = socket.socket()
@@ -141,10 +200,7 @@ def stopped_readers(nibble, count):
             return server.metric("vllm:num_requests_running")
 
         def wait_for(number, seconds):
-            end = time.monotonic() + seconds
-            while running() != number and time.monotonic() < end:
-                time.sleep(0.1)
-            return running() == number
+            return within(seconds, lambda: running() == number)
 
         def others():
             report, _ = bench(nibble, server, "--num-prompts", "4", "--max-concurrency", "1",
@@ -183,8 +239,10 @@ def main():
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--idle", type=int, default=5000)
     parser.add_argument("--readers", type=int, default=50)
+    parser.add_argument("--mixed", action="store_true")
     flags = parser.parse_args()
-    streaming_clients(flags.nibble, flags.clients, flags.seconds)
+    if flags.clients:
+        streaming_clients(flags.nibble, flags.clients, flags.seconds, flags.mixed)
     if flags.idle:
         idle_connections(flags.nibble, flags.idle)
     if flags.readers:

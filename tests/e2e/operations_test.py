@@ -210,9 +210,26 @@ def a_second_signal_and_the_end_of_the_grace_are_told_to_streams(nibble):
             assert results == ["error event"] * 2, results
 
 
+def ended(server, reason=""):
+    """Generations that have ended, for that reason or all."""
+    return sum(float(line.rsplit(" ", 1)[1])
+               for line in server.request("GET", "/metrics")[2].splitlines()
+               if line.startswith("vllm:request_success_total{")
+               and f'finished_reason="{reason}' in line)
+
+
+def chat_answers(server):
+    """Answers to /v1/chat/completions by class of status."""
+    counts = {"2xx": 0, "4xx": 0, "5xx": 0}
+    for line in server.request("GET", "/metrics")[2].splitlines():
+        if line.startswith('http_requests_total{handler="/v1/chat/completions"'):
+            counts[line.split('status="')[1][:3]] += int(float(line.rsplit(" ", 1)[1]))
+    return counts
+
+
 def a_client_that_leaves_frees_its_sequence(nibble):
     with Served(nibble, "--max-model-len", "4096") as server:
-        for number, streaming in enumerate((True, False), 1):
+        for streaming in (True, False):
             client = socket.create_connection(("127.0.0.1", server.port))
             body = json.dumps(chat_body("go on", stream=streaming, max_tokens=3800,
                                         ignore_eos=True))
@@ -220,18 +237,49 @@ def a_client_that_leaves_frees_its_sequence(nibble):
                             f"application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
                             ).encode())
             wait_until("it runs", lambda: server.metric("vllm:num_requests_running") == 1)
+            aborted = ended(server, "abort")
+            lines = server.output().count("reason=client gone")
             client.close()
             wait_until("it is gone", lambda: server.metric("vllm:num_requests_running") == 0
                        and server.metric("vllm:kv_cache_usage_perc") == 0, seconds=1)
-            wait_until("it is counted", lambda: aborted(server) == number)  # noqa: B023
-            wait_until("it is logged", lambda: server.output().count("reason=client gone")
-                       == number)  # noqa: B023
+            wait_until("it is counted", lambda: ended(server, "abort") > aborted)
+            wait_until("it is logged",
+                       lambda: server.output().count("reason=client gone") > lines)
+            assert ended(server, "abort") == aborted + 1
+            assert server.output().count("reason=client gone") == lines + 1
 
 
-def aborted(server):
-    return sum(float(line.rsplit(" ", 1)[1])
-               for line in server.request("GET", "/metrics")[2].splitlines()
-               if line.startswith("vllm:request_success_total{") and '"abort"' in line)
+PROBE = """
+import http.client, sys, threading, time
+over = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
+while not over.is_set():
+    start = time.monotonic()
+    connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]), timeout=60)
+    connection.request("GET", "/health")
+    assert connection.getresponse().status == 200
+    connection.close()
+    print(time.monotonic() - start, flush=True)
+    time.sleep(0.005)
+"""
+
+
+class HealthProbe:
+    """Asks /health all the time, in a process of its own, until stop() gives the sorted waits."""
+
+    def __init__(self, port):
+        self.process = subprocess.Popen([sys.executable, "-c", PROBE, str(port)], text=True,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.waits = [float(self.process.stdout.readline())]  # it has begun
+
+    def stop(self):
+        out, _ = self.process.communicate()
+        assert self.process.returncode == 0
+        return sorted(self.waits + [float(line) for line in out.split()])
+
+
+def percentile(waits, part):
+    return waits[min(len(waits) - 1, int(len(waits) * part))]
 
 
 def two_thousand_requests_at_once(nibble):
@@ -240,16 +288,15 @@ def two_thousand_requests_at_once(nibble):
         request = (f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
                    f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
                    ).encode()
+        idle = HealthProbe(server.port)
+        time.sleep(1)
+        idle = idle.stop()
+        probe = HealthProbe(server.port)
         clients = []
         for _ in range(2000):
             client = socket.create_connection(("127.0.0.1", server.port), timeout=120)
             client.sendall(request)
             clients.append(client)
-        waits = []
-        for _ in range(20):
-            start = time.monotonic()
-            assert server.request("GET", "/health")[0] == 200
-            waits.append(time.monotonic() - start)
         counts = {}
         for client in clients:
             head = b""
@@ -263,19 +310,30 @@ def two_thousand_requests_at_once(nibble):
                 assert status in (429, 503) and b"retry-after" in head.lower(), head
             client.close()
         assert sum(counts.values()) == 2000 and counts.get(200, 0) > 0, counts
-        print(f"      {counts}, /health at most {max(waits) * 1000:.0f} ms", flush=True)
-        # /health runs on the io thread and waits for no other request; the bound is for a machine
-        # that does nothing else, so the test takes the median.
-        assert sorted(waits)[len(waits) // 2] < 0.2, waits
+        waits = probe.stop()
+        p99 = percentile(waits, 0.99)
+        print(f"      {counts}, /health {len(waits)} times, p99 {p99 * 1000:.0f} ms (idle "
+              f"{percentile(idle, 0.99) * 1000:.0f} ms)", flush=True)
+        # 200 ms on a machine that does nothing else; on a busy one, what it does to an idle server.
+        assert p99 < max(0.2, 20 * percentile(idle, 0.99)), (p99, waits[-10:])
         wait_until("all have ended", lambda: server.metric("vllm:num_requests_running") == 0)
-        ended = sum(float(line.rsplit(" ", 1)[1])
-                    for line in server.request("GET", "/metrics")[2].splitlines()
-                    if line.startswith("vllm:request_success_total{"))
-        assert ended == counts[200], (ended, counts)
+        # Received = finished + aborted + refused: each once.
+        wait_until("all are counted", lambda: sum(chat_answers(server).values()) == 2000)
+        assert chat_answers(server) == {"2xx": counts[200], "4xx": counts.get(429, 0),
+                                        "5xx": counts.get(503, 0)}, chat_answers(server)
+        assert ended(server) == counts[200], (ended(server), counts)
+        assert server.metric("vllm:kv_cache_usage_perc") == 0
 
 
 def slow_heads_are_closed_and_delay_nobody(nibble):
     with Served(nibble, "--header-timeout", "2") as server:
+        def ask():
+            asked = time.monotonic()
+            assert server.chat(max_tokens=1)[0] == 200
+            return time.monotonic() - asked
+
+        ask()
+        idle = sorted(ask() for _ in range(50))
         slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(500)]
         start = time.monotonic()
         waits = []
@@ -292,12 +350,17 @@ def slow_heads_are_closed_and_delay_nobody(nibble):
                     client.setblocking(True)
                 except OSError:
                     open_ones.discard(client)
-            asked = time.monotonic()
-            assert server.chat(max_tokens=1)[0] == 200
-            waits.append(time.monotonic() - asked)
-        print(f"      500 slow heads: all closed after {time.monotonic() - start:.1f} s, a request "
-              f"beside them {sorted(waits)[len(waits) // 2] * 1000:.0f} ms", flush=True)
+            waits.append(ask())
+        waits.sort()
+        print(f"      500 slow heads: all closed after {time.monotonic() - start:.1f} s; a request "
+              f"beside them p50 {percentile(waits, 0.5) * 1000:.0f} ms, p99 "
+              f"{percentile(waits, 0.99) * 1000:.0f} ms; idle {percentile(idle, 0.5) * 1000:.0f} "
+              f"and {percentile(idle, 0.99) * 1000:.0f} ms", flush=True)
         assert not open_ones, len(open_ones)
+        # Twice the idle time; the rest is for a machine that others use too, where the slowest of
+        # so few requests says nothing.
+        for part in (0.5, 0.9):
+            assert percentile(waits, part) < 2 * percentile(idle, part) + 0.1, (waits, idle)
         for client in slow:
             client.close()
 

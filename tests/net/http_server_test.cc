@@ -6,13 +6,13 @@
 
 #include <atomic>
 #include <condition_variable>
-#include <fstream>
 #include <mutex>
 #include <thread>
 #include <vector>
 
 #include "net/http_head.h"
 #include "net/raw_client.h"
+#include "support/resident_memory.h"
 
 namespace nibble {
 namespace {
@@ -22,6 +22,7 @@ using test::body_of;
 using test::get_request;
 using test::post_request;
 using test::RawClient;
+using test::resident_bytes;
 using test::status_of;
 using test::unchunk;
 using ::testing::HasSubstr;
@@ -67,13 +68,6 @@ class HttpServerTest : public ::testing::Test {
   }
   std::unique_ptr<HttpServer> server_;
 };
-
-size_t resident_bytes() {
-  std::ifstream statm("/proc/self/statm");
-  size_t total = 0, resident = 0;
-  statm >> total >> resident;
-  return resident * 4096;
-}
 
 TEST_F(HttpServerTest, AnswersAndKeepsTheConnection) {
   serve(echo);
@@ -198,7 +192,7 @@ TEST_F(HttpServerTest, RefusesEveryAmbiguousRequestAndCloses) {
       {"a bare LF", "GET / HTTP/1.1\n" + h + "\r\n", 400},
       {"only LF", "GET / HTTP/1.1\nHost: h\n\n", 400},
       {"a bare CR", "GET / HTTP/1.1\r\nA: b\rc\r\n" + h + "\r\n", 400},
-      {"a NUL", std::string("GET / HTTP/1.1\r\nA: b\0c\r\nHost: h\r\n\r\n", 37), 400},
+      {"a NUL", std::string("GET / HTTP/1.1\r\nA: b\0c\r\nHost: h\r\n\r\n", 35), 400},
       {"no colon", "GET / HTTP/1.1\r\nnonsense\r\n" + h + "\r\n", 400},
       {"no host", "GET / HTTP/1.1\r\n\r\n", 400},
       {"two hosts", "GET / HTTP/1.1\r\n" + h + h + "\r\n", 400},
@@ -246,7 +240,9 @@ TEST_F(HttpServerTest, OversizedHeadsCostNoMemory) {
   send_some();
   const size_t before = resident_bytes();
   send_some();
-  EXPECT_LT(resident_bytes(), before + (1u << 20));
+  if (test::kMemoryIsOurs) {
+    EXPECT_LT(resident_bytes(), before + (1u << 20));
+  }
   expect_alive();
 }
 
@@ -478,7 +474,9 @@ TEST_F(HttpServerTest, KeepsThousandsOfIdleConnectionsCheaply) {
     idle.back()->send(get_request("/"));
     ASSERT_EQ(status_of(idle.back()->receive_response()), 200) << i;
   }
-  EXPECT_LT(resident_bytes() - before, 400 * (size_t{16} << 10));
+  if (test::kMemoryIsOurs) {
+    EXPECT_LT(resident_bytes() - before, 400 * (size_t{16} << 10));
+  }
 }
 
 TEST_F(HttpServerTest, DrainsWhatIsAtWorkAndRefusesTheRest) {
