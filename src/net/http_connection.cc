@@ -330,6 +330,7 @@ void Connection::finish_answer() {
   const bool close_after = exchange_->close_after() || hub_.draining;
   drop_exchange(true);
   answer_complete_ = false;
+  has_answered_ = true;
   if (close_after) {
     state_ = State::kClosing;
     return linger();

@@ -30,7 +30,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void start();
   // For a connection over the limit: an answer if the kernel takes it at once, then the end.
   void refuse();
-  bool idle() const { return state_ == State::kHead && in_.empty(); }
+  // Between two requests. Not before the first: it may be on its way, and a close would reset it.
+  bool idle() const { return state_ == State::kHead && in_.empty() && has_answered_; }
   // Appends bytes of `exchange`'s answer; `last` completes it.
   void append(const std::shared_ptr<Exchange>& exchange, const std::string& bytes, bool last);
   // A handler returned in the middle of its stream.
@@ -92,6 +93,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool watching_output_ = false;
   bool timer_armed_ = false;
   bool answer_complete_ = false;
+  bool has_answered_ = false;
   Clock::time_point deadline_ = Clock::time_point::max();
   Clock::time_point body_start_;
   size_t num_body_read_ = 0;

@@ -79,10 +79,10 @@ void Exchange::leave(bool complete) {
   on_gone_ = nullptr;
 }
 
-std::string Exchange::farewell(const std::string& event) const {
-  if (!is_event_stream_ || ended_ || is_head_ || event.empty()) return "";
+std::string Exchange::farewell(const std::string& event) {
   std::lock_guard lock(mutex_);
-  if (is_cut_) return "";
+  gone_ = true;  // from here on no piece goes to the socket beside the connection's back
+  if (!is_event_stream_ || ended_ || is_head_ || event.empty() || is_cut_) return "";
   return is_http10_ ? event : format("{:x}\r\n{}\r\n0\r\n\r\n", event.size(), event);
 }
 

@@ -71,9 +71,9 @@ class Exchange final : public HttpReply, public std::enable_shared_from_this<Exc
   // Io thread: the client is not there any more (or, harmlessly, has its whole answer).
   void leave(bool complete);
   bool close_after() const { return close_; }
-  // Io thread: the bytes that end an unfinished event stream with `event`, "" when this is none or
-  // a piece of it is on its way.
-  std::string farewell(const std::string& event) const;
+  // Io thread, right before leave(): the bytes that end an unfinished event stream with `event`, ""
+  // when this is none or a piece of it is on its way.
+  std::string farewell(const std::string& event);
   bool begun() const { return begun_; }
 
  private:
