@@ -145,19 +145,22 @@ bool deliver(Generation& generation, Answer& answer, bool stream, const std::str
   Delivery delivery(generation, answer, stream, reply);
   delivery.begin();
   const bool wakes = generation.on_event([&] { thread.wake(delivery); });
-  try {
+  {
+    // Neither the engine nor the connection may call on what is about to go, however it goes.
+    struct Callbacks {
+      Generation& generation;
+      HttpReply& reply;
+      ~Callbacks() {
+        generation.on_event(nullptr);
+        reply.on_client_gone({});
+      }
+    } const callbacks{generation, reply};
     while (!delivery.over()) {
       if (wakes) thread.run(delivery);
       if (!delivery.over()) delivery.wait_and_work();
     }
-  } catch (...) {  // neither the engine nor the connection may call on what is about to go
-    generation.on_event(nullptr);
-    reply.on_client_gone({});
-    throw;
+    delivery.end();
   }
-  generation.on_event(nullptr);
-  delivery.end();
-  reply.on_client_gone({});
   delivery.close();
   log_finished(generation, id, delivery.open() ? reason_word(delivery.reason()) : "client gone",
                reply);

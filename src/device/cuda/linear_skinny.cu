@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kWarps * 32, kTokenTiles <= 4 ? 2 : 1)
     skinny_kernel(const SkinnyArgs args) {
 #if NB_SKINNY_CODE
   constexpr int kDepth = kStages<kind>;
-  constexpr bool kPrefetch = kTokenTiles <= 2;  // activations one unit ahead, in registers
+  constexpr bool kPrefetch = kTokenTiles == 1;  // activations one unit ahead, in registers
   extern __shared__ __align__(16) char shared[];
   let_next_kernel_start();
   const int warp = threadIdx.x / 32;
@@ -308,7 +308,6 @@ void launch_of(SkinnyArgs args, const Workspace& workspace, cudaStream_t stream)
 template <class T, Kind kind>
 void launch_tokens(const SkinnyArgs& args, const Workspace& workspace, cudaStream_t stream) {
   if (args.num_tokens <= 8) return launch_of<T, kind, 1>(args, workspace, stream);
-  if (args.num_tokens <= 16) return launch_of<T, kind, 2>(args, workspace, stream);
   if (args.num_tokens <= 32) return launch_of<T, kind, 4>(args, workspace, stream);
   launch_of<T, kind, 8>(args, workspace, stream);
 }
