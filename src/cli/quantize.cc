@@ -26,6 +26,8 @@ struct QuantizeFlags {
   bool symmetric = false;
   bool dry_run = false;
   std::string calibration;
+  std::string device = "auto";
+  size_t gpu_memory = 0;
   CalibrationOptions samples;
   std::string mode = "best";
   std::vector<std::string> without;
@@ -73,6 +75,11 @@ struct QuantizeFlags {
     v.option(
         "activation-memory", &max_memory,
         "bytes of calibration activations held in memory; beyond, they live in a file beside OUT");
+    v.option("device", &device,
+             "what calibration computes on: auto is the GPU if one is usable, else the CPU",
+             {"auto", "cpu", "cuda", "reference"});
+    v.option("gpu-memory", &gpu_memory,
+             "bytes of GPU memory to use at most, 0 for 90% of what is free");
     v.option("num-threads", &num_threads, "threads, 0 for all");
     v.option("max-shard-bytes", &max_shard_bytes, "largest output file");
     v.option("json", &json,
@@ -184,6 +191,10 @@ int quantize(Arguments arguments) {
   options.resume = flags.resume;
   options.calibrated.all_experts = flags.all_experts;
   options.calibrated.spill.memory_limit = flags.max_memory;
+  options.calibrated.spill.device_limit = flags.gpu_memory;
+  Result<Backend> backend = parse_backend(flags.device);
+  if (!backend) return fail(backend.error());
+  options.device = *backend;
   options.calibrated.mode =
       flags.mode == "best" ? CalibrationMode::best() : CalibrationMode::reference();
   for (const std::string& part : flags.without)

@@ -14,6 +14,8 @@
 
 namespace nibble {
 
+class QuantOps;
+
 // Owns one allocation of device memory; move-only.
 class DeviceMemory {
  public:
@@ -71,6 +73,8 @@ class Device {
   // What `--dtype auto` computes in here.
   virtual DType natural_dtype() const { return DType::kF32; }
   virtual Ops& ops() = 0;
+  // Null where the quantizer's own (quant/host_quant_ops.h) reach this device's memory.
+  virtual QuantOps* quant_ops() { return nullptr; }
   virtual DeviceMemoryInfo memory() const = 0;
   // Every operation computes a row in the same order whatever rows are beside it, so that a
   // sequence's greedy tokens do not depend on the batch.

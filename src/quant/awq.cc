@@ -5,8 +5,6 @@
 #include <cmath>
 #include <limits>
 
-#include "quant/group_quant.h"
-
 namespace nibble {
 
 std::vector<AwqCandidate> awq_candidates(const AwqSettings& settings) {
@@ -29,25 +27,9 @@ std::vector<AwqCandidate> awq_candidates(const AwqSettings& settings) {
   return candidates;
 }
 
-void WeightStatistic::add(const Tensor& weight, const QuantFormat& format) {
-  const int64_t rows = weight.shape[0];
-  const int64_t columns = weight.shape[1];
-  const int64_t group_size = columns / format.num_groups(columns);
-  const DType dtype = weight.dtype;
-  std::vector<float> row(static_cast<size_t>(columns));
-  for (int64_t r = 0; r < rows; ++r) {
-    to_float(weight.rows(r, r + 1), row.data());
-    for (int64_t begin = 0; begin < columns; begin += group_size) {
-      float largest = 0;
-      for (int64_t c = begin; c < begin + group_size; ++c)
-        largest = std::max(largest, std::fabs(row[static_cast<size_t>(c)]));
-      const float bound = round_to(dtype, largest + 1e-6f);
-      for (int64_t c = begin; c < begin + group_size; ++c)
-        sum_[static_cast<size_t>(c)] +=
-            static_cast<double>(round_to(dtype, std::fabs(row[static_cast<size_t>(c)]) / bound));
-    }
-  }
-  num_rows_ += rows;
+void WeightStatistic::add(const Tensor& weight, const QuantFormat& format, QuantOps& ops) {
+  ops.add_group_shares(weight, format, sum_);
+  num_rows_ += weight.shape[0];
 }
 
 std::vector<double> WeightStatistic::mean() const {

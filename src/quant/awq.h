@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "device/quant_ops.h"
 #include "tensor/quant_format.h"
 #include "tensor/tensor.h"
 
@@ -40,7 +41,7 @@ std::vector<AwqCandidate> awq_candidates(const AwqSettings& settings);
 class WeightStatistic {
  public:
   explicit WeightStatistic(int64_t columns) : sum_(static_cast<size_t>(columns)) {}
-  void add(const Tensor& weight, const QuantFormat& format);
+  void add(const Tensor& weight, const QuantFormat& format, QuantOps& ops);
   std::vector<double> mean() const;  // [columns]
 
  private:

@@ -7,16 +7,21 @@
 #include <cstring>
 #include <limits>
 #include <numeric>
+#include <utility>
 
 #include "base/format.h"
 #include "base/log.h"
+#include "model/weights.h"
+#include "quant/host_quant_ops.h"
 #include "quant/refine.h"
 #include "quant/rtn.h"
 
 namespace nibble {
 namespace {
 
+// How far smoothing alone may move a layer's output; 16-bit activations move it by themselves.
 constexpr double kSmoothingLimit = 0x1p-7;
+constexpr double kSmoothingLimit16Bit = 0x1p-6;
 
 class Stopwatch {
  public:
@@ -32,14 +37,18 @@ class Calibration {
  public:
   Calibration(const ModelDir& dir, const ModelSpec& spec, const Recipe& recipe,
               const std::map<std::string, int>& groups, const CalibratedOptions& options,
-              CalibrationJournal& journal, ThreadPool& pool)
+              CalibrationJournal& journal, Device& device, ThreadPool& pool)
       : dir_(dir),
         spec_(spec),
         recipe_(recipe),
         groups_(groups),
         options_(options),
         journal_(journal),
+        device_(device),
         pool_(pool),
+        host_ops_(device.ops(), pool),
+        ops_(device.quant_ops() != nullptr ? *device.quant_ops() : host_ops_),
+        on_host_(device.memory().is_host),
         propagate_(options.mode.has(Improvement::kErrorPropagation)) {
     result_.plan = SmoothingPlan(options.norm_rounding, spec.norm_weight_offset);
   }
@@ -54,26 +63,36 @@ class Calibration {
     } else {
       mappings_.resize(spec_.layers.size());
     }
-    NB_TRY(device_, open_device(Backend::kCpu, pool_.num_threads()));
-    NB_TRY(LayerPass pass, LayerPass::start(dir_, spec_, *device_, samples, options_.spill));
+    NB_TRY(LayerPass pass,
+           LayerPass::start(dir_, spec_, device_, ops_, samples, options_.spill, pool_));
+    NB_TRY_STATUS(reserve_recordings(pass));
+    Status done = run_layers(pass);
+    const Status settled = journal_.settle();  // in any case: it reads the stream
+    NB_TRY_STATUS(done);
+    NB_TRY_STATUS(settled);
+    return std::move(result_);
+  }
+
+ private:
+  Status run_layers(LayerPass& pass) {
     const int num_layers = static_cast<int>(spec_.layers.size());
     const int num_resumed = journal_.num_finished();
-    if (num_resumed > 0) NB_TRY_STATUS(journal_.restore_stream(pass.stream().view()));
+    if (num_resumed > 0) NB_TRY_STATUS(journal_.restore_stream(pass.stream()));
+    if (options_.started) options_.started();
     for (int layer = 0; layer < num_layers; ++layer) {
       if (layer >= num_resumed) {
         summary_ = {};
         decisions_ = {{"smoothing", Json::object()}, {"mappings", Json::array()}};
         decisions_["smoothing_check"] = 0.0;
         NB_TRY_STATUS(quantize_layer(layer, pass));
-        NB_TRY_STATUS(journal_.record(decisions_, rounded_, pass.stream().view()));
-        rounded_.clear();
+        NB_TRY_STATUS(journal_.record(decisions_, std::exchange(rounded_, {}), pass.stream(),
+                                      layer + 1 == num_layers));
       }
       take(layer, layer < num_resumed);
     }
-    return std::move(result_);
+    return {};
   }
 
- private:
   const QuantizationGroup* group_of(const std::string& module) const {
     const auto found = groups_.find(module);
     return found == groups_.end() ? nullptr : &recipe_.groups[static_cast<size_t>(found->second)];
@@ -92,6 +111,7 @@ class Calibration {
     summary_.layer = layer;
     summary_.num_layers = static_cast<int>(spec_.layers.size());
     summary_.resumed = resumed;
+    summary_.peak_device_bytes = peak_device_bytes_;
     summary_.smoothing_check = decisions["smoothing_check"].get<double>();
     summary_.mappings = &decisions["mappings"];
     if (options_.progress) options_.progress(summary_);
@@ -102,22 +122,60 @@ class Calibration {
         mapping.balance, [&](const std::string& module) { return group_of(module) != nullptr; });
   }
 
-  // Whether this layer's weights are rounded here, and not while they stream to disk.
+  // Whether this layer's weights are rounded here, and not while they stream to disk: where that
+  // takes the calibration data, or a device that is faster at it.
   bool rounds_here(const std::string& module) const {
     const QuantizationGroup* group = group_of(module);
     if (group == nullptr) return false;
-    return recipe_.gptq || make_observer(group->observer).value()->needs_importance();
+    return recipe_.gptq || !on_host_ || observer_of(*group).needs_importance();
+  }
+
+  static Observer observer_of(const QuantizationGroup& group) {
+    return make_observer(group.observer).value();  // the recipe was read with this name
+  }
+
+  void note_memory() {
+    peak_device_bytes_ = std::max(peak_device_bytes_, device_.held_by_this_process());
+  }
+
+  // What the search, rounding and the moments of one layer take of the device beside the layer.
+  Status reserve_recordings(LayerPass& pass) {
+    std::map<std::string, size_t> gram_bytes;
+    for (const LinearModule& module : linear_modules(spec_))
+      gram_bytes[module.name] =
+          static_cast<size_t>(module.in_features) * static_cast<size_t>(module.in_features) * 4;
+    bool mixer = false;
+    bool mlp = false;
+    size_t most_grams = 0;  // of a layer
+    for (size_t layer = 0; layer < mappings_.size(); ++layer) {
+      size_t grams = 0;
+      for (const SmoothingMapping& mapping : mappings_[layer]) {
+        if (!is_quantized(mapping)) continue;
+        mixer |= mapping.parent == SmoothingParent::kMixer;
+        mlp |= mapping.parent == SmoothingParent::kMlp;
+        if (mapping.parent == SmoothingParent::kLinear && !recipe_.gptq)
+          grams += gram_bytes[mapping.balance[0]];
+      }
+      const std::string prefix = format("{}layers.{}.", spec_.weight_prefix, layer);
+      if (recipe_.gptq)
+        for (const auto& [module, group] : groups_)
+          if (module.starts_with(prefix)) grams += gram_bytes[module];
+      most_grams = std::max(most_grams, grams);
+    }
+    return pass.reserve_recordings(mixer, mlp, 2 * pass.layer_bytes() + most_grams);
   }
 
   Status quantize_layer(int layer, LayerPass& pass) {
-    Arena views;  // the CPU computes on the mapped weights
-    NB_TRY(WorkingLayer working, WorkingLayer::load(dir_, spec_, layer, *device_, views));
+    Stopwatch watch;
+    Arena arena = pass.layer_arena();
+    NB_TRY(WorkingLayer working, WorkingLayer::load(dir_, spec_, layer, device_, arena));
+    summary_.loading_seconds = watch.seconds();
     std::vector<std::string> quantized;
     for (const auto& [module, group] : groups_)
       if (working.linear(module) != nullptr) quantized.push_back(module);
     if (quantized.empty()) {
-      pass.run(layer, working.weights(), nullptr);
-      return {};
+      NB_TRY_STATUS(journal_.settle());  // it may still be reading the stream
+      return pass.run(layer, working.weights(), true);
     }
 
     std::vector<SmoothingMapping> mappings;
@@ -132,29 +190,20 @@ class Calibration {
                working.linear(mapping.balance[0]) == weight;
       });
     };
-    OwnedTensor before;
-    if (propagate_) {
-      NB_TRY(before, pass.new_activations());
-      std::memcpy(before.view().data, pass.stream().view().data, before.view().num_bytes());
-    }
-    const int64_t num_first = pass.num_first_tokens();
-    OwnedTensor first_in = OwnedTensor::copy_of(pass.stream().view().rows(0, num_first));
     LayerPass::Recording recording;
     recording.all_experts = options_.all_experts;
     for (const SmoothingMapping& mapping : mappings) {
-      if (mapping.parent == SmoothingParent::kMixer) {
-        NB_TRY(recording.mixer_input, pass.new_activations());
-        NB_TRY(recording.mixer_output, pass.new_activations());
-      }
-      if (mapping.parent == SmoothingParent::kMlp) {
-        NB_TRY(recording.mlp_input, pass.new_activations());
-        NB_TRY(recording.mlp_output, pass.new_activations());
-      }
+      recording.mixer |= mapping.parent == SmoothingParent::kMixer;
+      recording.mlp |= mapping.parent == SmoothingParent::kMlp;
     }
-    pass.run(layer, working.weights(), &recording, want_gram);
+    watch = {};
+    // With error propagation the stream goes on from the rounded layer, not from this one.
+    if (!propagate_) NB_TRY_STATUS(journal_.settle());
+    NB_TRY_STATUS(pass.run(layer, working.weights(), !propagate_, &recording, want_gram));
+    summary_.recording_seconds = watch.seconds();
 
     std::map<std::string, std::vector<double>> input_scales;  // by balance module
-    Stopwatch watch;
+    watch = {};
     for (const SmoothingMapping& mapping : mappings) {
       // An expert that no token was routed to has nothing to go by.
       if (!recording.inputs.contains(working.linear(mapping.balance[0]))) continue;
@@ -168,66 +217,73 @@ class Calibration {
       result_.plan.add(mapping, std::move(scales));
     }
     summary_.search_seconds = watch.seconds();
-    if (!mappings.empty())
-      check_smoothing(layer, working, first_in, pass.stream().view().rows(0, num_first), pass);
-    return round_layer(layer, working, input_scales, recording, before, pass);
+    NB_TRY(SmoothedLayer values, smoothed_layer(layer, working));
+    note_memory();
+    if (!mappings.empty()) NB_TRY_STATUS(check_smoothing(layer, values, recording, pass));
+    return round_layer(layer, working, input_scales, recording, values, pass);
   }
 
-  // Points every weight and norm of the layer at a smoothed copy in floating point.
+  // Every weight and norm of the layer pointed at a smoothed copy in floating point.
   struct SmoothedLayer {
     WorkingLayer layer;
     std::map<std::string, OwnedTensor> values;
   };
-  SmoothedLayer smoothed_layer(int layer, const WorkingLayer& working) const {
+  Result<SmoothedLayer> smoothed_layer(int layer, const WorkingLayer& working) const {
     SmoothedLayer result{working, {}};
     std::vector<std::string> names = {
         format("{}layers.{}.mlp.gate", spec_.weight_prefix, layer)};  // a mixture's router
     for (const LinearModule& module : linear_modules(spec_)) names.push_back(module.name);
     for (const std::string& name : names)
       if (LinearWeight* linear = result.layer.linear(name)) {
-        OwnedTensor& weight = result.values[name] = smoothed(name, linear->dense);
+        OwnedTensor& weight = result.values[name];
+        NB_TRY(weight, smoothed(name, linear->dense));
         linear->dense = weight.view();
       }
     for (const char* name : {"input_layernorm", "post_attention_layernorm", "linear_attn.norm"}) {
       const std::string module = format("{}layers.{}.{}", spec_.weight_prefix, layer, name);
       Tensor* norm = result.layer.norm(module);
       if (norm == nullptr) continue;
-      OwnedTensor& values = result.values[module] = smoothed(module, *norm);
-      *norm = values.view();
+      const OwnedTensor values = to_host(device_, *norm);
+      result_.plan.apply(module + ".weight", values.view());
+      OwnedTensor& copy = result.values[module];
+      NB_TRY(copy, OwnedTensor::on(device_, norm->dtype, norm->shape, "smoothed norm"));
+      to_device(device_, values.view(), copy.view());
+      *norm = copy.view();
     }
     return result;
   }
 
   // Smoothing must not change what the layer computes: what it adds to the stream for the first
   // sample, before and after.
-  void check_smoothing(int layer, const WorkingLayer& working, OwnedTensor& first_in,
-                       const Tensor& first_out, LayerPass& pass) {
-    const SmoothedLayer smoothed = smoothed_layer(layer, working);
-    OwnedTensor found = OwnedTensor::copy_of(first_in.view());
-    pass.run_first(layer, smoothed.layer.weights(), found.view());
-    const float* in = first_in.view().as<const float>();
-    const float* before = first_out.as<const float>();
-    const float* after = found.view().as<const float>();
+  Status check_smoothing(int layer, const SmoothedLayer& smoothed,
+                         const LayerPass::Recording& recording, LayerPass& pass) {
+    const Tensor& before = recording.first_output.view();
+    NB_TRY(const OwnedTensor after,
+           OwnedTensor::on(device_, before.dtype, before.shape, "activations of a sample"));
+    device_.copy(after.view().data, recording.first_input.view().data, before.num_bytes());
+    pass.run_first(layer, smoothed.layer.weights(), after.view());
     double error = 0;
     double total = 0;
-    for (int64_t i = 0; i < first_out.num_elements(); ++i) {
-      error += std::pow(static_cast<double>(after[i]) - static_cast<double>(before[i]), 2);
-      total += std::pow(static_cast<double>(before[i]) - static_cast<double>(in[i]), 2);
-    }
+    ops_.add_squared_difference(after.view(), before, &error);
+    ops_.add_squared_difference(before, recording.first_input.view(), &total);
     const double relative = total > 0 ? std::sqrt(error / total) : 0;
     decisions_["smoothing_check"] = relative;
-    if (!(relative <= kSmoothingLimit))
+    const double limit = before.dtype == DType::kF32 ? kSmoothingLimit : kSmoothingLimit16Bit;
+    if (!(relative <= limit))
       log_warning(
           "layer {}: smoothing alone moves its output by {:.4f} (limit {:.4f}): norm gains too "
           "small "
           "for the weights' dtype; --mode best avoids such scales",
-          layer, relative, kSmoothingLimit);
+          layer, relative, limit);
+    return {};
   }
 
-  // The weight of a module with the edits decided so far.
-  OwnedTensor smoothed(const std::string& module, const Tensor& original) const {
-    OwnedTensor copy = OwnedTensor::copy_of(original);
-    result_.plan.apply(module + ".weight", copy.view());
+  // The weight of a Linear with the edits decided so far.
+  Result<OwnedTensor> smoothed(const std::string& module, const Tensor& original) const {
+    NB_TRY(OwnedTensor copy,
+           OwnedTensor::on(device_, original.dtype, original.shape, "smoothed weight"));
+    device_.copy(copy.view().data, original.data, original.num_bytes());
+    result_.plan.apply(module + ".weight", copy.view(), ops_);
     return copy;
   }
 
@@ -239,14 +295,14 @@ class Calibration {
     std::vector<double> factors = scales;
     for (double& factor : factors) factor = 1 / factor;
     if (!options_.mode.has(Improvement::kNormLoss) || !mapping.smooth_is_norm) return factors;
-    const Tensor norm = *working.norm(mapping.smooth);
+    const OwnedTensor norm = to_host(device_, *working.norm(mapping.smooth));
     SmoothingPlan trial(options_.norm_rounding, spec_.norm_weight_offset);
     trial.add(mapping, scales);
-    OwnedTensor smoothed_norm = OwnedTensor::copy_of(norm);
+    const OwnedTensor smoothed_norm = OwnedTensor::copy_of(norm.view());
     trial.apply(mapping.smooth + ".weight", smoothed_norm.view());
     std::vector<float> from(scales.size());
     std::vector<float> to(scales.size());
-    to_float(norm, from.data());
+    to_float(norm.view(), from.data());
     to_float(smoothed_norm.view(), to.data());
     const float offset = trial.norm_offset(mapping.smooth + ".weight");
     for (size_t i = 0; i < factors.size(); ++i)
@@ -257,20 +313,19 @@ class Calibration {
 
   // round(W s) on the grid, times what the input was multiplied with: what a candidate would make
   // of the weight.
-  Result<OwnedTensor> trial_weight(const Tensor& weight, const std::vector<double>& scales,
-                                   const std::vector<double>& input_factors,
-                                   const QuantizationGroup& group,
-                                   const std::vector<float>& importance) const {
-    OwnedTensor trial = OwnedTensor::copy_of(weight);
-    scale_columns(trial.view(), scales, pool_);
-    NB_TRY(const auto observer, make_observer(options_.mode.has(Improvement::kObserverSearch)
-                                                  ? group.observer
-                                                  : std::string("memoryless_minmax")));
-    NB_TRY(const QuantizedWeight rounded,
-           round_to_nearest(trial.view(), group.format, *observer, importance, pool_));
-    dequantize_weight(rounded, group.format, trial.view(), pool_);
-    scale_columns(trial.view(), input_factors, pool_);
-    return trial;
+  Status make_trial(const std::string& module, const Tensor& weight,
+                    const std::vector<double>& scales, const std::vector<double>& input_factors,
+                    const InputMoments& moments, const Tensor& trial) const {
+    const QuantizationGroup& group = *group_of(module);
+    const Observer observer = options_.mode.has(Improvement::kObserverSearch)
+                                  ? observer_of(group)
+                                  : Observer(Observer::Kind::kMinMax);
+    if (ops_.trial_weight(
+            weight, scales, input_factors, group.format, observer.range_search(weight.dtype),
+            observer.shares(importance_of(moments, input_factors), weight.shape[1]), trial))
+      return {};
+    return make_error(ErrorCode::kInvalidArgument, "{}.weight: the weight holds NaN or infinity",
+                      module);
   }
 
   Result<std::vector<double>> search(int layer, const SmoothingMapping& mapping,
@@ -285,37 +340,42 @@ class Calibration {
       x_mean.push_back(static_cast<float>(sum / static_cast<double>(moments.num_tokens)));
     WeightStatistic statistic(static_cast<int64_t>(num_columns));
     std::map<std::string, OwnedTensor> current;
+    std::map<std::string, OwnedTensor> trials;
+    WorkingLayer trial = working;
     for (const std::string& module : mapping.balance) {
       const QuantizationGroup* group = group_of(module);
       if (group == nullptr) continue;
-      OwnedTensor& weight = current[module] = smoothed(module, working.linear(module)->dense);
-      statistic.add(weight.view(), group->format);
+      const Tensor& dense = working.linear(module)->dense;
+      NB_TRY(current[module], smoothed(module, dense));
+      NB_TRY(trials[module], OwnedTensor::on(device_, dense.dtype, dense.shape, "trial weight"));
+      statistic.add(current[module].view(), group->format, ops_);
+      trial.linear(module)->dense = trials[module].view();
     }
     const std::vector<double> w_mean = folded(statistic.mean(), num_scales);
+    note_memory();
 
     const std::vector<AwqCandidate> candidates = awq_candidates(*recipe_.awq);
+    std::vector<LayerPass::Replayed> replayed(candidates.size());
     const auto loss_of = [&](size_t i, const LayerPass::ReplayLimits& limits) -> Result<double> {
       const std::vector<double> scales =
           awq_scales(candidates[i], x_mean, w_mean, options_.mode.has(Improvement::kDeadChannels));
       const std::vector<double> factors =
           repeated(input_factors(mapping, scales, working), num_columns);
       const std::vector<double> column_scales = repeated(scales, num_columns);
-      WorkingLayer trial = working;
-      std::map<std::string, OwnedTensor> weights;
-      for (auto& [module, weight] : current) {
-        NB_TRY(weights[module],
-               named(module, trial_weight(weight.view(), column_scales, factors, *group_of(module),
-                                          importance_of(moments, factors))));
-        trial.linear(module)->dense = weights[module].view();
-      }
-      const std::string& first = mapping.balance[0];
+      for (const auto& [module, weight] : current)
+        NB_TRY_STATUS(make_trial(module, weight.view(), column_scales, factors, moments,
+                                 trials[module].view()));
       switch (mapping.parent) {
         case SmoothingParent::kMixer:
-          return pass.replay_mixer(layer, trial.weights(), recording, limits);
+          return pass.replay_mixer(layer, trial.weights(), limits, &replayed[i]);
         case SmoothingParent::kMlp:
-          return pass.replay_mlp(layer, trial.weights(), recording, limits);
-        case SmoothingParent::kLinear:
-          return output_error(current[first].view(), weights[first].view(), moments, pass.ops());
+          return pass.replay_mlp(layer, trial.weights(), limits, &replayed[i]);
+        case SmoothingParent::kLinear: {
+          const Tensor& weight = current[mapping.balance[0]].view();
+          const double error =
+              ops_.output_error(weight, trials[mapping.balance[0]].view(), moments.gram.view());
+          return error / static_cast<double>(moments.num_tokens * weight.shape[0]);
+        }
       }
       return std::numeric_limits<double>::infinity();
     };
@@ -358,7 +418,7 @@ class Calibration {
   static Result<std::vector<size_t>> shortlist(size_t num_candidates, int64_t num_tokens,
                                                const LossOf& loss_of) {
     LayerPass::ReplayLimits part;
-    part.max_tokens = std::max<int64_t>(1, num_tokens / kShortlistPart);
+    part.max_tokens = shortlist_tokens(num_tokens);
     std::vector<std::pair<double, size_t>> ranked;
     for (size_t i = 1; i < num_candidates; ++i) {
       NB_TRY(const double loss, loss_of(i, part));
@@ -367,12 +427,12 @@ class Calibration {
     std::ranges::sort(ranked);
     std::vector<size_t> kept = {0};
     for (size_t i = 0; i < std::min(kShortlistSize, ranked.size()); ++i)
-      kept.push_back(ranked[i].second);
+      if (ranked[i].first <= kShortlistBehind * ranked[0].first) kept.push_back(ranked[i].second);
     std::ranges::sort(kept);
     return kept;
   }
 
-  // Mean of the columns that share a scale, and the way back.
+  // Mean of the columns that share a scale.
   static std::vector<double> folded(const std::vector<double>& columns, size_t num_scales) {
     if (num_scales == columns.size()) return columns;
     std::vector<double> mean(num_scales);
@@ -380,11 +440,6 @@ class Calibration {
     for (double& value : mean)
       value /= static_cast<double>(columns.size()) / static_cast<double>(num_scales);
     return mean;
-  }
-  static std::vector<double> repeated(const std::vector<double>& scales, size_t num_columns) {
-    std::vector<double> columns(num_columns);
-    for (size_t i = 0; i < num_columns; ++i) columns[i] = scales[i % scales.size()];
-    return columns;
   }
 
   template <class T>
@@ -405,81 +460,74 @@ class Calibration {
     return importance;
   }
 
-  // Mean over tokens and outputs of (x (W - V)')^2, from the gram matrix of the inputs alone.
-  static double output_error(const Tensor& weight, const Tensor& trial, const InputMoments& moments,
-                             Ops& ops) {
-    const int64_t rows = weight.shape[0];
-    const int64_t columns = weight.shape[1];
-    OwnedTensor difference(DType::kF32, weight.shape);
-    OwnedTensor product(DType::kF32, weight.shape);
-    std::vector<float> other(static_cast<size_t>(weight.num_elements()));
-    float* d = difference.view().as<float>();
-    to_float(weight, d);
-    to_float(trial, other.data());
-    for (size_t i = 0; i < other.size(); ++i) d[i] -= other[i];
-    LinearWeight gram;
-    gram.out_features = columns;
-    gram.in_features = columns;
-    gram.dense = {const_cast<float*>(moments.gram.data()), DType::kF32, {columns, columns}};
-    ops.linear(difference.view(), gram, product.view());
-    const float* p = product.view().as<const float>();
-    double sum = 0;
-    for (size_t i = 0; i < other.size(); ++i)
-      sum += static_cast<double>(d[i]) * static_cast<double>(p[i]);
-    return sum / static_cast<double>(moments.num_tokens * rows);
-  }
-
   // The sum of x'x after column i was multiplied by factors[i].
-  static OwnedTensor hessian(const InputMoments& moments, const std::vector<double>& factors) {
-    const auto n = static_cast<int64_t>(factors.size());
-    OwnedTensor result(DType::kF32, {n, n});
-    float* h = result.view().as<float>();
-    for (int64_t i = 0; i < n; ++i)
-      for (int64_t k = 0; k < n; ++k)
+  OwnedTensor hessian(const InputMoments& moments, const std::vector<double>& factors) const {
+    OwnedTensor result = to_host(device_, moments.gram.view());
+    auto* h = result.view().as<float>();
+    const size_t n = factors.size();
+    for (size_t i = 0; i < n; ++i)
+      for (size_t k = 0; k < n; ++k)
         h[i * n + k] =
-            static_cast<float>(static_cast<double>(moments.gram[static_cast<size_t>(i * n + k)]) *
-                               factors[static_cast<size_t>(i)] * factors[static_cast<size_t>(k)]);
+            static_cast<float>(static_cast<double>(h[i * n + k]) * factors[i] * factors[k]);
     return result;
   }
 
+  // GPTQ and refinement compute on the host; the values go back to the device.
+  Result<RoundedWeight> compensated(const std::string& module, const Tensor& weight,
+                                    const QuantizationGroup& group, const InputMoments& moments,
+                                    const std::vector<double>& factors) const {
+    const OwnedTensor host = to_host(device_, weight);
+    const OwnedTensor second_moments = hessian(moments, factors);
+    NB_TRY(QuantizedWeight quantized,
+           named(module, gptq(host.view(), second_moments.view(), group.format, observer_of(group),
+                              importance_of(moments, factors), *recipe_.gptq, pool_)));
+    if (options_.mode.has(Improvement::kRefinement))
+      refine(host.view(), second_moments.view(), group.format, {}, quantized, pool_);
+    RoundedWeight rounded = pack_rounded(host.view(), quantized, group.format, pool_);
+    dequantize_weight(quantized, group.format, host.view(), pool_);
+    to_device(device_, host.view(), weight);
+    return rounded;
+  }
+
+  // Rounds what `values` holds of quantized weights in place, and hands the stream on.
   Status round_layer(int layer, WorkingLayer& working,
                      const std::map<std::string, std::vector<double>>& input_scales,
-                     LayerPass::Recording& recording, OwnedTensor& before, LayerPass& pass) {
+                     LayerPass::Recording& recording, SmoothedLayer& values, LayerPass& pass) {
     const bool any_rounded_here =
         std::ranges::any_of(groups_, [&](const auto& entry) { return rounds_here(entry.first); });
     if (!propagate_ && !any_rounded_here) return {};
     Stopwatch watch;
-    SmoothedLayer layer_values = smoothed_layer(layer, working);
-    for (auto& [module, weight] : layer_values.values) {
+    for (auto& [module, owned] : values.values) {
       const QuantizationGroup* group = group_of(module);
       if (group == nullptr) continue;
-      NB_TRY(const auto observer, make_observer(group->observer));
+      const Tensor& weight = owned.view();
       const InputMoments& moments = recording.inputs[working.linear(module)];
       const auto scales = input_scales.find(module);
-      std::vector<double> factors(static_cast<size_t>(weight.view().shape[1]), 1.0);
+      std::vector<double> factors(static_cast<size_t>(weight.shape[1]), 1.0);
       if (scales != input_scales.end())
         for (size_t i = 0; i < factors.size(); ++i) factors[i] = 1 / scales->second[i];
-      const std::vector<float> importance = importance_of(moments, factors);
-      QuantizedWeight rounded;
+      RoundedWeight rounded;
+      const bool kept = rounds_here(module);
       if (recipe_.gptq && moments.num_tokens > 0) {
-        OwnedTensor second_moments = hessian(moments, factors);
-        NB_TRY(rounded, named(module, gptq(weight.view(), second_moments.view(), group->format,
-                                           *observer, importance, *recipe_.gptq, pool_)));
-        if (options_.mode.has(Improvement::kRefinement))
-          refine(weight.view(), second_moments.view(), group->format, {}, rounded, pool_);
+        NB_TRY(rounded, compensated(module, weight, *group, moments, factors));
       } else {
-        NB_TRY(rounded, named(module, round_to_nearest(weight.view(), group->format, *observer,
-                                                       importance, pool_)));
+        if (!ops_.all_finite(weight))
+          return make_error(ErrorCode::kInvalidArgument,
+                            "{}.weight: the weight holds NaN or infinity", module);
+        const Observer observer = observer_of(*group);
+        ops_.round(weight, group->format, observer.range_search(weight.dtype),
+                   observer.shares(importance_of(moments, factors), weight.shape[1]),
+                   kept ? &rounded : nullptr);
       }
-      if (rounds_here(module))
-        rounded_[module] = pack_weight(weight.view(), rounded, group->format, pool_);
-      dequantize_weight(rounded, group->format, weight.view(), pool_);
+      if (kept)
+        rounded_[module] =
+            pack_weight(std::move(rounded), weight.dtype, weight.shape, group->format);
     }
     summary_.rounding_seconds = watch.seconds();
     if (!propagate_) return {};
-    pass.stream() = std::move(before);
+    NB_TRY_STATUS(journal_.settle());
     watch = {};
-    pass.run(layer, layer_values.layer.weights(), nullptr);
+    NB_TRY_STATUS(pass.run(layer, values.layer.weights(), true));
     summary_.forward_seconds = watch.seconds();
     return {};
   }
@@ -490,13 +538,17 @@ class Calibration {
   const std::map<std::string, int>& groups_;
   const CalibratedOptions& options_;
   CalibrationJournal& journal_;
+  Device& device_;
   ThreadPool& pool_;
+  HostQuantOps host_ops_;
+  QuantOps& ops_;
+  bool on_host_;
   bool propagate_;
-  std::unique_ptr<Device> device_;
   std::vector<std::vector<SmoothingMapping>> mappings_;  // by layer
   Json decisions_;                                       // of the layer at work
   std::map<std::string, PackedWeight> rounded_;          // of the layer at work
   LayerSummary summary_;                                 // of the layer at work
+  size_t peak_device_bytes_ = 0;
   CalibratedWeights result_;
 };
 
@@ -506,8 +558,8 @@ Result<CalibratedWeights> calibrate(const ModelDir& dir, const ModelSpec& spec,
                                     const Recipe& recipe, const std::map<std::string, int>& groups,
                                     const std::vector<std::vector<int32_t>>& samples,
                                     const CalibratedOptions& options, CalibrationJournal& journal,
-                                    ThreadPool& pool) {
-  return Calibration(dir, spec, recipe, groups, options, journal, pool).run(samples);
+                                    Device& device, ThreadPool& pool) {
+  return Calibration(dir, spec, recipe, groups, options, journal, device, pool).run(samples);
 }
 
 }  // namespace nibble

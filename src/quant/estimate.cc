@@ -7,7 +7,9 @@
 #include "checkpoint/model_dir.h"
 #include "model/architectures.h"
 #include "quant/expert_stacks.h"
-#include "quant/rtn.h"
+#include "quant/host_quant_ops.h"
+#include "quant/layer_pass.h"
+#include "quant/observer.h"
 
 namespace nibble {
 namespace {
@@ -19,38 +21,46 @@ double seconds_of(const std::function<void()>& work) {
 }
 
 // FLOP/s of y = x W' in the shape of a layer.
-Result<double> measure_products(ThreadPool& pool) {
-  constexpr int64_t kTokens = 256;
-  constexpr int64_t kSize = 1024;
-  NB_TRY(const auto device, open_device(Backend::kCpu, pool.num_threads()));
-  OwnedTensor x(DType::kF32, {kTokens, kSize});
-  OwnedTensor w(DType::kBF16, {kSize, kSize});
-  OwnedTensor y(DType::kF32, {kTokens, kSize});
+Result<double> measure_products(Device& device) {
+  const bool is_host = device.memory().is_host;
+  const DType activations = is_host ? DType::kF32 : DType::kBF16;
+  const int64_t tokens = is_host ? 256 : 2048;
+  const int64_t size = is_host ? 1024 : 8192;
+  NB_TRY(const OwnedTensor x, OwnedTensor::on(device, activations, {tokens, size}, "a trial"));
+  NB_TRY(const OwnedTensor w, OwnedTensor::on(device, DType::kBF16, {size, size}, "a trial"));
+  NB_TRY(const OwnedTensor y, OwnedTensor::on(device, activations, {tokens, size}, "a trial"));
   LinearWeight weight;
-  weight.out_features = kSize;
-  weight.in_features = kSize;
+  weight.out_features = size;
+  weight.in_features = size;
   weight.dense = w.view();
   double best = 1e9;
   for (int trial = 0; trial < 5; ++trial)
-    best = std::min(best, seconds_of([&] { device->ops().linear(x.view(), weight, y.view()); }));
-  return 2.0 * kTokens * kSize * kSize / best;
+    best = std::min(best, seconds_of([&] {
+                      device.ops().linear(x.view(), weight, y.view());
+                      device.synchronize();
+                    }));
+  return 2.0 * static_cast<double>(tokens * size * size) / best;
 }
 
 // Weights per second that the observer and rounding get through.
-Result<double> measure_rounding(const QuantizationGroup& group, ThreadPool& pool) {
-  constexpr int64_t kSize = 512;
-  OwnedTensor w(DType::kBF16, {kSize, kSize});
-  for (int64_t i = 0; i < kSize * kSize; ++i)
-    w.view().as<BFloat16>()[i] = BFloat16(static_cast<float>(i % 37) / 37.0f - 0.5f);
-  const std::vector<float> importance(kSize, 1.0f);
-  NB_TRY(const auto observer, make_observer(group.observer));
-  Status status;
-  const double seconds = seconds_of([&] {
-    const auto rounded = round_to_nearest(w.view(), group.format, *observer, importance, pool);
-    if (!rounded) status = rounded.error();
-  });
-  NB_TRY_STATUS(status);
-  return kSize * kSize / seconds;
+Result<double> measure_rounding(const QuantizationGroup& group, Device& device, QuantOps& ops) {
+  const int64_t size = device.memory().is_host ? 512 : 4096;
+  const OwnedTensor values(DType::kBF16, {size, size});
+  for (int64_t i = 0; i < size * size; ++i)
+    values.view().as<BFloat16>()[i] = BFloat16(static_cast<float>(i % 37) / 37.0f - 0.5f);
+  NB_TRY(const OwnedTensor weight,
+         OwnedTensor::on(device, DType::kBF16, values.view().shape, "a trial"));
+  to_device(device, values.view(), weight.view());
+  NB_TRY(const Observer observer, make_observer(group.observer));
+  const RangeSearch search = observer.range_search(DType::kBF16);
+  const std::vector<float> shares =
+      observer.shares(std::vector<float>(static_cast<size_t>(size), 1.0f), size);
+  const auto round = [&] {
+    ops.round(weight.view(), group.format, search, shares, nullptr);
+    device.synchronize();
+  };
+  if (!device.memory().is_host) round();  // the first call loads code and reserves buffers
+  return static_cast<double>(size * size) / seconds_of(round);
 }
 
 size_t packed_bytes(const LinearModule& module, const QuantFormat& format, size_t scale_size) {
@@ -73,8 +83,21 @@ Result<QuantizeEstimate> estimate_quantization(const fs::path& source,
   NB_TRY(const ModelSpec spec, parse_model_config(dir.config()));
   NB_TRY(const Explanation explanation, explain_recipe(recipe, spec));
   ThreadPool pool(options.num_threads);
+  NB_TRY(const std::unique_ptr<Device> cpu, open_device(Backend::kCpu, pool.num_threads()));
+  std::unique_ptr<Device> gpu;
+  if (recipe.needs_calibration()) {
+    NB_TRY(gpu, open_device(options.device, pool.num_threads()));
+    if (gpu->memory().is_host) gpu.reset();
+  }
+  Device& device = gpu != nullptr ? *gpu : *cpu;
+  HostQuantOps host_ops(cpu->ops(), pool);
+  QuantOps& ops = gpu != nullptr ? *gpu->quant_ops() : host_ops;
   QuantizeEstimate estimate;
-  NB_TRY(estimate.flops_per_second, measure_products(pool));
+  NB_TRY(estimate.flops_per_second, measure_products(device));
+  double host_flops_per_second = estimate.flops_per_second;
+  if (gpu != nullptr && recipe.gptq) {
+    NB_TRY(host_flops_per_second, measure_products(*cpu));
+  }
 
   size_t largest_tensor = 0;
   double num_parameters = 0;  // of the decoder layers
@@ -99,7 +122,7 @@ Result<QuantizeEstimate> estimate_quantization(const fs::path& source,
     const LinearModule& module = decision.module;
     const QuantizationGroup& group = recipe.groups[static_cast<size_t>(decision.group)];
     if (weights_per_second == 0) {
-      NB_TRY(weights_per_second, measure_rounding(group, pool));
+      NB_TRY(weights_per_second, measure_rounding(group, device, ops));
     }
     NB_TRY(const Tensor weight, module_weight(dir, module));
     ++estimate.num_quantized;
@@ -127,15 +150,18 @@ Result<QuantizeEstimate> estimate_quantization(const fs::path& source,
   if (num_candidates > 0 && options.calibrated.mode.has(Improvement::kShortlist)) {
     const double finalists = std::min<double>(num_candidates, kShortlistSize + 1);
     trials += finalists;
-    passes = 2 + num_candidates / kShortlistPart + finalists;
+    const double part =
+        static_cast<double>(shortlist_tokens(static_cast<int64_t>(num_tokens))) / num_tokens;
+    passes = 2 + num_candidates * part + finalists * (1 - part);
   }
   const double flops = num_tokens * (2 * num_parameters * passes + gram_flops_per_token);
   // The column loops are not products of matrices: they reach about a tenth of that speed.
-  estimate.seconds += (flops + 10 * compensation_flops) / estimate.flops_per_second +
+  estimate.seconds += flops / estimate.flops_per_second +
+                      10 * compensation_flops / host_flops_per_second +
                       trials * num_rounded / weights_per_second;
-  const auto activation =
-      static_cast<size_t>(num_tokens) * static_cast<size_t>(spec.hidden_size) * 4;
-  const size_t activations = 6 * activation;
+  const auto activation = static_cast<size_t>(num_tokens) * static_cast<size_t>(spec.hidden_size) *
+                          (gpu != nullptr ? 2 : sizeof(float));
+  const size_t activations = kActivationsAlive * activation;
   const bool spilled = activations > options.calibrated.spill.memory_limit;
   const auto square = static_cast<size_t>(widest) * static_cast<size_t>(widest);
   const auto layer_bytes = static_cast<size_t>(num_parameters) / spec.layers.size() * 2;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "tensor/quant_format.h"
+#include "tensor/quantized_weight.h"
 #include "tensor/tensor.h"
 
 namespace nibble {
@@ -13,12 +14,6 @@ namespace nibble {
 // The range of each group, in the weight's dtype, widened to float. [rows, groups]
 struct GroupRanges {
   std::vector<float> min, max;
-};
-
-// scale [rows, groups] in the weight's dtype, widened; zero_point [rows, groups] in qmin..qmax.
-struct GroupParameters {
-  std::vector<float> scale;
-  std::vector<int8_t> zero_point;
 };
 
 // Rounds through `dtype` (F32, BF16 or F16).

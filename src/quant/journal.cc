@@ -14,6 +14,9 @@
 namespace nibble {
 namespace {
 
+// Activations are written when the work since they last were took so many times as long.
+constexpr int kWorthIt = 20;
+
 // The first difference of two fingerprints, as one clause.
 std::string difference(const Json& then, const Json& now) {
   for (const auto& [key, value] : now.items())
@@ -35,6 +38,39 @@ void read(const SafetensorsFile& file, const std::string& name, std::vector<T>& 
   if (info == nullptr) return;
   values.resize(info->num_bytes / sizeof(T));
   std::memcpy(values.data(), file.view(*info).data, info->num_bytes);
+}
+
+struct LayerFiles {
+  fs::path rounded;
+  fs::path stream;      // empty: not written
+  fs::path old_stream;  // goes once the layer is there
+  fs::path decisions;
+};
+
+Status write_layer(const LayerFiles& files, const std::map<std::string, PackedWeight>& rounded,
+                   const Tensor& stream, const std::string& decisions,
+                   std::chrono::steady_clock::duration* stream_cost) {
+  std::error_code ignored;
+  if (!rounded.empty()) {
+    fs::remove(files.rounded, ignored);
+    NB_TRY(ShardWriter writer, ShardWriter::create(files.rounded));
+    for (const auto& [module, weight] : rounded) {
+      NB_TRY_STATUS(append(writer, module + ".packed", DType::kI32, weight.packed));
+      NB_TRY_STATUS(append(writer, module + ".scale16", DType::kI16, weight.scale16));
+      NB_TRY_STATUS(append(writer, module + ".scale32", DType::kF32, weight.scale32));
+      NB_TRY_STATUS(append(writer, module + ".zero_point", DType::kI32, weight.zero_point));
+    }
+    NB_TRY_STATUS(writer.close());
+  }
+  if (!files.stream.empty()) {
+    const auto begin = std::chrono::steady_clock::now();
+    NB_TRY_STATUS(write_file_durably(files.stream, {static_cast<const char*>(stream.data),
+                                                    static_cast<size_t>(stream.num_bytes())}));
+    *stream_cost = std::chrono::steady_clock::now() - begin;
+  }
+  NB_TRY_STATUS(write_file_durably(files.decisions, decisions));
+  if (!files.old_stream.empty()) fs::remove(files.old_stream, ignored);
+  return {};
 }
 
 }  // namespace
@@ -70,7 +106,11 @@ Result<CalibrationJournal> CalibrationJournal::open(const fs::path& folder, cons
                         "{}: cannot resume: {} changed since the interrupted run; undo that, or "
                         "delete the folder",
                         folder.string(), difference(then, fingerprint));
-    for (int layer = 0; fs::exists(journal.file_of("layer", layer, "json")); ++layer) {
+    int num_layers = 0;  // up to the last one whose activations are here
+    for (int layer = 0; fs::exists(journal.file_of("layer", layer, "json")); ++layer)
+      if (fs::exists(journal.file_of("stream", layer, "bin"))) num_layers = layer + 1;
+    journal.stream_layer_ = num_layers - 1;
+    for (int layer = 0; layer < num_layers; ++layer) {
       const fs::path path = journal.file_of("layer", layer, "json");
       NB_TRY(const std::string decisions, read_file(path));
       NB_TRY(Json parsed, parse_json(decisions, path.string()));
@@ -94,33 +134,35 @@ void CalibrationJournal::take(Json decisions) {
 }
 
 Status CalibrationJournal::record(const Json& decisions,
-                                  const std::map<std::string, PackedWeight>& rounded,
-                                  const Tensor& stream) {
+                                  std::map<std::string, PackedWeight> rounded, const Tensor& stream,
+                                  bool last) {
+  NB_TRY_STATUS(settle());
   const int layer = num_finished();
   Json complete = decisions;
   complete["rounded"] = Json::object();
-  if (!rounded.empty()) {
-    const fs::path path = file_of("rounded", layer, "safetensors");
-    std::error_code ignored;
-    fs::remove(path, ignored);
-    NB_TRY(ShardWriter writer, ShardWriter::create(path));
-    for (const auto& [module, weight] : rounded) {
-      NB_TRY_STATUS(append(writer, module + ".packed", DType::kI32, weight.packed));
-      NB_TRY_STATUS(append(writer, module + ".scale16", DType::kI16, weight.scale16));
-      NB_TRY_STATUS(append(writer, module + ".scale32", DType::kF32, weight.scale32));
-      NB_TRY_STATUS(append(writer, module + ".zero_point", DType::kI32, weight.zero_point));
-      complete["rounded"][module] = {weight.mean_squared_error, weight.relative_error};
-    }
-    NB_TRY_STATUS(writer.close());
+  for (const auto& [module, weight] : rounded)
+    complete["rounded"][module] = {weight.mean_squared_error, weight.relative_error};
+  LayerFiles files;
+  files.rounded = file_of("rounded", layer, "safetensors");
+  files.decisions = file_of("layer", layer, "json");
+  const auto now = Clock::now();
+  if (last || now - stream_written_ >= kWorthIt * *stream_cost_) {
+    files.stream = file_of("stream", layer, "bin");
+    if (stream_layer_ >= 0) files.old_stream = file_of("stream", stream_layer_, "bin");
+    stream_layer_ = layer;
+    stream_written_ = now;
   }
-  NB_TRY_STATUS(write_file_durably(
-      file_of("stream", layer, "bin"),
-      {static_cast<const char*>(stream.data), static_cast<size_t>(stream.num_bytes())}));
-  NB_TRY_STATUS(write_file_durably(file_of("layer", layer, "json"), dump_json(complete)));
+  writing_ =
+      std::async(std::launch::async, [files, stream, cost = stream_cost_,
+                                      text = dump_json(complete), weights = std::move(rounded)] {
+        return write_layer(files, weights, stream, text, cost.get());
+      });
   take(std::move(complete));
-  std::error_code ignored;
-  if (layer > 0) fs::remove(file_of("stream", layer - 1, "bin"), ignored);
   return {};
+}
+
+Status CalibrationJournal::settle() {
+  return writing_.valid() ? writing_.get() : Status();
 }
 
 Status CalibrationJournal::restore_stream(const Tensor& stream) const {

@@ -1,15 +1,9 @@
 // Samples run one by one through caches for a single sequence; every layer uses the same caches.
 #include "quant/layer_pass.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <charconv>
-#include <cmath>
 #include <cstring>
-#include <limits>
 #include <numeric>
 
 #include "base/format.h"
@@ -20,132 +14,158 @@ namespace nibble {
 namespace {
 
 constexpr int kBlockSize = 16;
-// Stream, its copy, and a block's recorded inputs and outputs.
-constexpr size_t kActivationsAlive = 6;
+// What is left alone of a device's memory beyond what is counted.
+constexpr size_t kDeviceMargin = size_t{256} << 20;
 
 // Sums up what each Linear reads.
 class RecordingOps final : public ForwardingOps {
  public:
-  RecordingOps(Ops& inner, LayerPass::Recording& recording,
-               const std::function<bool(const LinearWeight*)>& want_gram)
-      : ForwardingOps(inner), ops_(inner), recording_(recording), want_gram_(want_gram) {}
+  RecordingOps(Device& device, QuantOps& quant_ops,
+               const std::function<bool(const LinearWeight*)>& want_gram, bool all_experts,
+               int num_experts)
+      : ForwardingOps(device.ops()),
+        device_(device),
+        quant_ops_(quant_ops),
+        want_gram_(want_gram),
+        all_experts_(all_experts),
+        num_experts_(num_experts) {}
 
   void linear(const Tensor& x, const LinearWeight& weight, const Tensor& out) override {
-    ops_.linear(x, weight, out);
+    device_.ops().linear(x, weight, out);
     record(x, weight);
   }
 
   void moe_mlp(const Tensor& x, const Tensor& experts, const Tensor& routing,
                const LinearWeight* gate_proj, const LinearWeight* up_proj,
                const LinearWeight* down_proj, const Tensor& workspace, const Tensor& out) override {
-    ops_.moe_mlp(x, experts, routing, gate_proj, up_proj, down_proj, workspace, out);
-    const int32_t* chosen = experts.as<const int32_t>();
-    const int64_t per_token = experts.shape[1];
-    std::map<int32_t, std::vector<int64_t>> tokens_of;
-    for (int64_t i = 0; i < experts.num_elements(); ++i)
-      tokens_of[chosen[i]].push_back(i / per_token);
-    if (!recording_.all_experts) {
-      for (const auto& [expert, tokens] : tokens_of) {
-        OwnedTensor routed(DType::kF32, {static_cast<int64_t>(tokens.size()), x.shape[1]});
-        for (size_t i = 0; i < tokens.size(); ++i)
-          std::memcpy(routed.view().rows(static_cast<int64_t>(i), static_cast<int64_t>(i) + 1).data,
-                      x.rows(tokens[i], tokens[i] + 1).data,
-                      static_cast<size_t>(x.shape[1]) * sizeof(float));
-        record_expert(routed.view(), gate_proj[expert], up_proj[expert], down_proj[expert]);
-      }
+    device_.ops().moe_mlp(x, experts, routing, gate_proj, up_proj, down_proj, workspace, out);
+    if (all_experts_) {
+      for (int32_t expert = 0; expert < num_experts_; ++expert)
+        record_expert(x, gate_proj[expert], up_proj[expert], down_proj[expert]);
       return;
     }
-    for (int32_t expert = 0; expert < num_experts_; ++expert)
-      record_expert(x, gate_proj[expert], up_proj[expert], down_proj[expert]);
+    const OwnedTensor chosen = to_host(device_, experts);
+    const int64_t per_token = experts.shape[1];
+    std::map<int32_t, std::vector<int32_t>> tokens_of;
+    for (int64_t i = 0; i < experts.num_elements(); ++i)
+      tokens_of[chosen.view().as<const int32_t>()[i]].push_back(
+          static_cast<int32_t>(i / per_token));
+    for (auto& [expert, tokens] : tokens_of) {
+      const auto count = static_cast<int64_t>(tokens.size());
+      const Tensor routed = scratch(routed_, x.dtype, {count, x.shape[1]});
+      const Tensor rows = scratch(rows_, DType::kI32, {count});
+      if (!status_) return;
+      to_device(device_, {tokens.data(), DType::kI32, {count}}, rows);
+      device_.ops().gather_rows(x, rows.as<const int32_t>(), routed);
+      record_expert(routed, gate_proj[expert], up_proj[expert], down_proj[expert]);
+    }
   }
 
-  void set_num_experts(int num_experts) { num_experts_ = num_experts; }
+  // What was recorded; an error when memory for it ran out on the way.
+  Result<std::map<const LinearWeight*, InputMoments>> finish() {
+    NB_TRY_STATUS(status_);
+    std::map<const LinearWeight*, InputMoments> all;
+    for (auto& [weight, sums] : sums_) {
+      const OwnedTensor host = to_host(device_, sums.moments.view());
+      const auto* values = host.view().as<const double>();
+      const int64_t columns = weight->in_features;
+      InputMoments& moments = all[weight];
+      moments.sum_abs.assign(values, values + columns);
+      moments.sum_squares.assign(values + columns, values + 2 * columns);
+      moments.gram = std::move(sums.gram);
+      moments.num_tokens = sums.num_tokens;
+    }
+    return all;
+  }
 
  private:
+  struct Sums {
+    OwnedTensor moments;  // F64 [2, columns]
+    OwnedTensor gram;
+    int64_t num_tokens = 0;
+  };
+
   void record_expert(const Tensor& x, const LinearWeight& gate_proj, const LinearWeight& up_proj,
                      const LinearWeight& down_proj) {
     record(x, gate_proj);
     record(x, up_proj);
     const Shape shape{x.shape[0], gate_proj.out_features};
-    OwnedTensor gate(DType::kF32, shape);
-    OwnedTensor up(DType::kF32, shape);
-    ops_.linear(x, gate_proj, gate.view());
-    ops_.linear(x, up_proj, up.view());
-    ops_.silu_mul(gate.view(), up.view(), gate.view());
-    record(gate.view(), down_proj);
+    const Tensor gate = scratch(gate_, x.dtype, shape);
+    const Tensor up = scratch(up_, x.dtype, shape);
+    if (!status_) return;
+    device_.ops().linear(x, gate_proj, gate);
+    device_.ops().linear(x, up_proj, up);
+    device_.ops().silu_mul(gate, up, gate);
+    record(gate, down_proj);
   }
 
   void record(const Tensor& x, const LinearWeight& weight) {
+    if (!status_) return;
     const int64_t columns = weight.in_features;
-    const int64_t tokens = x.num_elements() / columns;
-    InputMoments& moments = recording_.inputs[&weight];
-    moments.sum_abs.resize(static_cast<size_t>(columns));
-    moments.sum_squares.resize(static_cast<size_t>(columns));
-    moments.num_tokens += tokens;
-    const float* values = x.as<const float>();
-    for (int64_t t = 0; t < tokens; ++t)
-      for (int64_t c = 0; c < columns; ++c) {
-        const auto value = static_cast<double>(values[t * columns + c]);
-        moments.sum_abs[static_cast<size_t>(c)] += std::fabs(value);
-        moments.sum_squares[static_cast<size_t>(c)] += value * value;
+    const auto [found, is_new] = sums_.try_emplace(&weight);
+    Sums& sums = found->second;
+    if (is_new) status_ = prepare(sums, columns, want_gram_ && want_gram_(&weight));
+    if (!status_) return;
+    const Tensor rows = x.reshaped({x.num_elements() / columns, columns});
+    sums.num_tokens += rows.shape[0];
+    quant_ops_.add_moments(rows, sums.moments.view());
+    if (!sums.gram.empty()) quant_ops_.add_gram(rows, sums.gram.view());
+  }
+
+  Status prepare(Sums& sums, int64_t columns, bool gram) {
+    NB_TRY(sums.moments, OwnedTensor::on(device_, DType::kF64, {2, columns}, "input moments"));
+    if (gram) {
+      NB_TRY(sums.gram, OwnedTensor::on(device_, DType::kF32, {columns, columns}, "input gram"));
+    }
+    return {};
+  }
+
+  // A tensor in memory that grows with need; null after an error.
+  Tensor scratch(OwnedTensor& memory, DType dtype, Shape shape) {
+    const Tensor wanted{nullptr, dtype, shape};
+    if (status_ && (memory.empty() || memory.view().num_bytes() < wanted.num_bytes())) {
+      Result<OwnedTensor> grown = OwnedTensor::on(device_, dtype, shape, "expert inputs");
+      if (grown) {
+        memory = std::move(*grown);
+      } else {
+        status_ = grown.error();
       }
-    if (want_gram_ && want_gram_(&weight)) add_gram(values, tokens, columns, moments.gram);
+    }
+    return {memory.view().data, dtype, shape};
   }
 
-  // gram += x'x, as the product of the transposed input with itself.
-  void add_gram(const float* values, int64_t tokens, int64_t columns, std::vector<float>& gram) {
-    OwnedTensor transposed(DType::kF32, {columns, tokens});
-    float* to = transposed.view().as<float>();
-    for (int64_t t = 0; t < tokens; ++t)
-      for (int64_t c = 0; c < columns; ++c) to[c * tokens + t] = values[t * columns + c];
-    LinearWeight right;
-    right.out_features = columns;
-    right.in_features = tokens;
-    right.dense = transposed.view();
-    OwnedTensor product(DType::kF32, {columns, columns});
-    ops_.linear(transposed.view(), right, product.view());
-    const float* from = product.view().as<const float>();
-    gram.resize(static_cast<size_t>(columns * columns));
-    for (size_t i = 0; i < gram.size(); ++i) gram[i] += from[i];
-  }
-
-  Ops& ops_;
-  LayerPass::Recording& recording_;
+  Device& device_;
+  QuantOps& quant_ops_;
   const std::function<bool(const LinearWeight*)>& want_gram_;
-  int num_experts_ = 0;
+  bool all_experts_;
+  int num_experts_;
+  std::map<const LinearWeight*, Sums> sums_;
+  OwnedTensor gate_, up_, routed_, rows_;
+  Status status_;
 };
 
+// Values of `from` as elements of another dtype.
+void convert(const Tensor& from, const Tensor& to) {
+  if (from.dtype == to.dtype) {
+    std::memcpy(to.data, from.data, from.num_bytes());
+    return;
+  }
+  std::vector<float> values(static_cast<size_t>(from.num_elements()));
+  to_float(from, values.data());
+  for (size_t i = 0; i < values.size(); ++i) switch (to.dtype) {
+      case DType::kBF16: to.as<BFloat16>()[i] = BFloat16(values[i]); break;
+      case DType::kF16: to.as<Float16>()[i] = Float16(values[i]); break;
+      default: to.as<float>()[i] = values[i];
+    }
+}
+
 }  // namespace
-
-OwnedTensor OwnedTensor::copy_of(const Tensor& from) {
-  OwnedTensor copy(from.dtype, from.shape);
-  std::memcpy(copy.bytes_.data(), from.data, from.num_bytes());
-  return copy;
-}
-
-Result<OwnedTensor> OwnedTensor::on_disk(const fs::path& folder, DType dtype, Shape shape) {
-  OwnedTensor tensor;
-  tensor.dtype_ = dtype;
-  tensor.shape_ = shape;
-  const size_t size = static_cast<size_t>(shape.num_elements()) * dtype_size(dtype);
-  const int fd = ::open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-  void* data = MAP_FAILED;
-  // Blocks are claimed now: a full disk is an error here, not a signal later.
-  const int error = fd < 0 ? errno : ::posix_fallocate(fd, 0, static_cast<off_t>(size));
-  if (fd >= 0 && error == 0)
-    data = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-  if (fd >= 0) ::close(fd);
-  if (data == MAP_FAILED)
-    return make_error(ErrorCode::kIo, "{}: no room for {} of activations: {}", folder.string(),
-                      format_bytes(static_cast<double>(size)), std::strerror(error));
-  tensor.mapped_ = {static_cast<std::byte*>(data), [size](std::byte* p) { ::munmap(p, size); }};
-  return tensor;
-}
 
 Result<WorkingLayer> WorkingLayer::load(const ModelDir& dir, const ModelSpec& spec, int layer,
                                         Device& device, Arena& arena) {
   WorkingLayer working;
   NB_TRY(working.weights_, bind_layer(dir, spec, layer, device, arena));
+  device.end_loading();
   working.prefix_ = format("{}layers.{}.", spec.weight_prefix, layer);
   return working;
 }
@@ -201,12 +221,14 @@ Tensor* WorkingLayer::norm(const std::string& module) {
 }
 
 Result<LayerPass> LayerPass::start(const ModelDir& dir, const ModelSpec& spec, Device& device,
+                                   QuantOps& quant_ops,
                                    const std::vector<std::vector<int32_t>>& samples,
-                                   const Spill& spill) {
+                                   const Spill& spill, ThreadPool& pool) {
   LayerPass pass;
   pass.spill_ = spill;
   pass.spec_ = &spec;
   pass.device_ = &device;
+  pass.quant_ops_ = &quant_ops;
   pass.sample_start_.push_back(0);
   for (const auto& sample : samples) {
     pass.num_tokens_ += static_cast<int64_t>(sample.size());
@@ -220,25 +242,26 @@ Result<LayerPass> LayerPass::start(const ModelDir& dir, const ModelSpec& spec, D
   }
   if (pass.num_tokens_ == 0)
     return make_error(ErrorCode::kInvalidArgument, "the calibration samples hold no token");
+  NB_TRY_STATUS(pass.embed(dir, samples, pool));
 
   const CacheShape shape{
       .num_blocks = static_cast<int>((pass.longest_ + kBlockSize - 1) / kBlockSize),
       .block_size = kBlockSize,
       .num_state_slots = 1,
-      .kv_dtype = DType::kF32};
+      .kv_dtype = pass.dtype_};
   // One layer of each kind, used by all.
   ModelSpec kinds = spec;
   kinds.layers = {{.mixer = MixerKind::kFullAttention}, {.mixer = MixerKind::kGatedDeltaNet}};
   Arena counter;
-  place_caches(kinds, shape, DType::kF32, counter);
+  place_caches(kinds, shape, pass.dtype_, counter);
   NB_TRY(pass.cache_memory_, device.allocate(counter.used(), "calibration caches"));
   Arena arena(pass.cache_memory_.data(), pass.cache_memory_.size());
-  const ModelCaches caches = place_caches(kinds, shape, DType::kF32, arena);
+  const ModelCaches caches = place_caches(kinds, shape, pass.dtype_, arena);
   pass.caches_.kv.assign(spec.layers.size(), caches.kv[0]);
   pass.caches_.conv_state.assign(spec.layers.size(), caches.conv_state[1]);
   pass.caches_.recurrent_state.assign(spec.layers.size(), caches.recurrent_state[1]);
 
-  // Scratch of the hungriest layer.
+  // Scratch of the hungriest layer, and the weights of the largest.
   MeteringOps metering;
   Arena activations;
   Step step;
@@ -246,139 +269,236 @@ Result<LayerPass> LayerPass::start(const ModelDir& dir, const ModelSpec& spec, D
   step.batch.num_tokens = static_cast<int32_t>(pass.longest_);
   step.caches = &pass.caches_;
   step.scratch = &activations;
+  size_t layer_bytes = 0;
   for (size_t layer = 0; layer < spec.layers.size(); ++layer) {
     Arena views;
     NB_TRY(const LayerWeights weights,
            bind_layer(dir, spec, static_cast<int>(layer), device, views));
+    layer_bytes = std::max(layer_bytes, views.used());
     decoder_layer_forward(step, spec, static_cast<int>(layer), weights,
-                          {nullptr, DType::kF32, {pass.longest_, spec.hidden_size}});
+                          {nullptr, pass.dtype_, {pass.longest_, spec.hidden_size}});
   }
   NB_TRY(pass.scratch_memory_, device.allocate(activations.peak(), "calibration scratch"));
-
-  NB_TRY(const Tensor table, dir.tensor(spec.weight_prefix + "embed_tokens.weight",
-                                        {spec.vocab_size, spec.hidden_size}));
-  NB_TRY(pass.stream_, pass.new_activations());
-  for (size_t i = 0; i < samples.size(); ++i)
-    if (!samples[i].empty())
-      device.ops().embed(
-          table, samples[i].data(),
-          pass.stream_.view().rows(pass.sample_start_[i], pass.sample_start_[i + 1]));
+  NB_TRY(pass.layer_memory_, device.allocate(layer_bytes, "weights of a layer"));
+  NB_TRY_STATUS(pass.place_batch());
+  for (OwnedTensor* tensor : {&pass.work_, &pass.input_staging_, &pass.output_staging_}) {
+    NB_TRY(*tensor, OwnedTensor::on(device, pass.dtype_, {pass.longest_, spec.hidden_size},
+                                    "activations of a sample"));
+  }
   return pass;
 }
 
-Result<OwnedTensor> LayerPass::new_activations() const {
-  const Shape shape{num_tokens_, spec_->hidden_size};
-  if (kActivationsAlive * static_cast<size_t>(shape.num_elements()) * sizeof(float) >
-      spill_.memory_limit)
-    return OwnedTensor::on_disk(spill_.folder, DType::kF32, shape);
-  return OwnedTensor(DType::kF32, shape);
+Status LayerPass::embed(const ModelDir& dir, const std::vector<std::vector<int32_t>>& samples,
+                        ThreadPool& pool) {
+  NB_TRY(const Tensor table, dir.tensor(spec_->weight_prefix + "embed_tokens.weight",
+                                        {spec_->vocab_size, spec_->hidden_size}));
+  if (!device_->memory().is_host) dtype_ = table.dtype;
+  NB_TRY(stream_, host_activations());
+  pool.parallel_for(samples.size(), 1, [&](size_t begin, size_t end) {
+    for (size_t i = begin; i < end; ++i) {
+      int64_t row = sample_start_[i];
+      for (const int32_t id : samples[i]) {
+        convert(table.rows(id, id + 1), stream().rows(row, row + 1));
+        ++row;
+      }
+    }
+  });
+  return {};
+}
+
+LayerPass::DeviceBatch LayerPass::batch_in(Arena arena) const {
+  const auto array = [&](int64_t count, const char* who) {
+    return static_cast<int32_t*>(arena.allocate(static_cast<size_t>(count) * sizeof(int32_t), who));
+  };
+  DeviceBatch batch;
+  batch.positions = array(3 * num_tokens_, "positions");
+  batch.query_start = array(2 * static_cast<int64_t>(sample_start_.size()), "query starts");
+  batch.blocks = array((longest_ + kBlockSize - 1) / kBlockSize, "block table");
+  batch.zero = array(1, "context length");
+  batch.fresh = static_cast<uint8_t*>(arena.allocate(1, "fresh states"));
+  batch.num_bytes = arena.used();
+  return batch;
+}
+
+Status LayerPass::place_batch() {
+  const size_t size = batch_in(Arena()).num_bytes;
+  NB_TRY(batch_memory_, device_->allocate(size, "batch of a sample"));
+  batch_ = batch_in(Arena(batch_memory_.data(), size));
+  const OwnedTensor host(DType::kU8, {static_cast<int64_t>(size)});
+  const DeviceBatch from = batch_in(Arena(host.view().data, size));
+  for (size_t i = 0; i + 1 < sample_start_.size(); ++i) {
+    const auto tokens = static_cast<int32_t>(sample_start_[i + 1] - sample_start_[i]);
+    int32_t* positions = from.positions + 3 * sample_start_[i];
+    for (int axis = 0; axis < 3; ++axis, positions += tokens)
+      std::iota(positions, positions + tokens, 0);
+    from.query_start[2 * i] = 0;
+    from.query_start[2 * i + 1] = tokens;
+  }
+  std::iota(from.blocks, from.blocks + (longest_ + kBlockSize - 1) / kBlockSize, 0);
+  *from.zero = 0;
+  *from.fresh = 1;
+  to_device(*device_, host.view(), {batch_memory_.data(), DType::kU8, host.view().shape});
+  return {};
+}
+
+Result<OwnedTensor> LayerPass::host_activations() const {
+  const size_t bytes = Tensor{nullptr, dtype_, activations_shape()}.num_bytes();
+  if (kActivationsAlive * bytes > spill_.memory_limit)
+    return OwnedTensor::on_disk(spill_.folder, dtype_, activations_shape());
+  return OwnedTensor::beside(*device_, dtype_, activations_shape(), "activations");
+}
+
+Result<LayerPass::Store> LayerPass::new_store(size_t* room) const {
+  Store store;
+  const bool is_host = device_->memory().is_host;
+  const size_t bytes = Tensor{nullptr, dtype_, activations_shape()}.num_bytes();
+  store.on_device = is_host || bytes <= *room;
+  if (is_host || !store.on_device) {
+    NB_TRY(store.tensor, host_activations());
+    return store;
+  }
+  NB_TRY(store.tensor, OwnedTensor::on(*device_, dtype_, activations_shape(), "activations"));
+  *room -= bytes;
+  return store;
+}
+
+Status LayerPass::reserve_recordings(bool mixer, bool mlp, size_t working_bytes) {
+  const DeviceMemoryInfo memory = device_->memory();
+  const size_t held = device_->held_by_this_process();
+  const size_t limit = spill_.device_limit > 0 ? spill_.device_limit : held + memory.free / 10 * 9;
+  const size_t taken = held + working_bytes + kDeviceMargin;
+  size_t room = limit > taken ? limit - taken : 0;
+  // The search of the larger block comes back to its recordings most.
+  if (mlp) {
+    NB_TRY(mlp_input_, new_store(&room));
+    NB_TRY(mlp_output_, new_store(&room));
+  }
+  if (mixer) {
+    NB_TRY(mixer_input_, new_store(&room));
+    NB_TRY(mixer_output_, new_store(&room));
+  }
+  return {};
+}
+
+void LayerPass::keep(const Store& store, int64_t first, const Tensor& value) const {
+  const Tensor rows = store.tensor.view().rows(first, first + value.shape[0]);
+  if (store.on_device) {
+    device_->copy(rows.data, value.data, value.num_bytes());
+  } else {
+    device_->download(rows.data, value.data, value.num_bytes());
+  }
+}
+
+Tensor LayerPass::fetch(const Store& store, int64_t first, int64_t last,
+                        const OwnedTensor& staging) const {
+  const Tensor rows = store.tensor.view().rows(first, last);
+  if (store.on_device) return rows;
+  const Tensor staged = staging.view().rows(0, last - first);
+  device_->upload(staged.data, rows.data, rows.num_bytes());
+  return staged;
 }
 
 void LayerPass::each_sample(Ops& ops,
                             const std::function<bool(const Step&, int64_t, int64_t)>& body) {
   Arena scratch(scratch_memory_.data(), scratch_memory_.size());
-  std::vector<int32_t> positions;
-  std::vector<int32_t> blocks(static_cast<size_t>((longest_ + kBlockSize - 1) / kBlockSize));
-  std::iota(blocks.begin(), blocks.end(), 0);
-  const int32_t zero = 0;
-  const uint8_t fresh = 1;
   for (size_t i = 0; i + 1 < sample_start_.size(); ++i) {
     const int64_t first = sample_start_[i];
     const int64_t last = sample_start_[i + 1];
     if (first == last) continue;
     const auto tokens = static_cast<int32_t>(last - first);
-    positions.resize(static_cast<size_t>(3 * tokens));
-    for (int axis = 0; axis < 3; ++axis)
-      std::iota(positions.begin() + axis * tokens, positions.begin() + (axis + 1) * tokens, 0);
-    const int32_t query_start[] = {0, tokens};
     Step step;
     step.ops = &ops;
     step.batch = {.num_tokens = tokens,
                   .num_seqs = 1,
-                  .query_start = query_start,
-                  .context_len = &zero,
-                  .block_table = blocks.data(),
-                  .max_blocks = static_cast<int32_t>(blocks.size()),
+                  .query_start = batch_.query_start + 2 * i,
+                  .context_len = batch_.zero,
+                  .block_table = batch_.blocks,
+                  .max_blocks = static_cast<int32_t>((longest_ + kBlockSize - 1) / kBlockSize),
                   .block_size = kBlockSize,
-                  .state_slot = &zero,
-                  .state_is_fresh = &fresh};
-    step.positions = positions.data();
+                  .state_slot = batch_.zero,
+                  .state_is_fresh = batch_.fresh};
+    step.positions = batch_.positions + 3 * first;
     step.caches = &caches_;
     step.scratch = &scratch;
     if (!body(step, first, last)) return;
   }
 }
 
-void LayerPass::run(int layer, const LayerWeights& weights, Recording* recording,
-                    const std::function<bool(const LinearWeight*)>& want_gram) {
-  if (recording == nullptr) {
-    each_sample(ops(), [&](const Step& step, int64_t first, int64_t last) {
-      decoder_layer_forward(step, *spec_, layer, weights, stream_.view().rows(first, last));
-      return true;
-    });
-    return;
-  }
-  RecordingOps recorder(ops(), *recording, want_gram);
-  recorder.set_num_experts(spec_->moe.num_experts);
-  each_sample(recorder, [&](const Step& plain, int64_t first, int64_t last) {
+Status LayerPass::run(int layer, const LayerWeights& weights, bool keep_output,
+                      Recording* recording,
+                      const std::function<bool(const LinearWeight*)>& want_gram) {
+  RecordingOps recorder(*device_, *quant_ops_, want_gram,
+                        recording != nullptr && recording->all_experts, spec_->moe.num_experts);
+  if (recording != nullptr)
+    for (OwnedTensor* first : {&recording->first_input, &recording->first_output}) {
+      NB_TRY(*first, OwnedTensor::on(*device_, dtype_, {num_first_tokens(), spec_->hidden_size},
+                                     "activations of a sample"));
+    }
+  Ops& ops = recording != nullptr ? static_cast<Ops&>(recorder) : device_->ops();
+  each_sample(ops, [&](const Step& plain, int64_t first, int64_t last) {
+    const Tensor x = work_.view().rows(0, last - first);
+    const Tensor rows = stream().rows(first, last);
+    device_->upload(x.data, rows.data, rows.num_bytes());
+    if (recording != nullptr && first == 0)
+      device_->copy(recording->first_input.view().data, x.data, x.num_bytes());
     Step step = plain;
-    const auto keep = [&](OwnedTensor& to, const Tensor& value) {
-      if (to.empty()) return;
-      std::memcpy(to.view().rows(first, last).data, value.data, value.num_bytes());
-    };
-    const Tensor x = stream_.view().rows(first, last);
-    step.observe = [&](const char* what, int, const Tensor& value) {
-      const std::string_view point = what;
-      if (point == "mixer input") keep(recording->mixer_input, value);
-      if (point == "mixer") keep(recording->mixer_output, value);
-      if (point == "mlp input") keep(recording->mlp_input, value);
-      if (point == "mlp") keep(recording->mlp_output, value);
-    };
+    if (recording != nullptr)
+      step.observe = [&](const char* what, int, const Tensor& value) {
+        const std::string_view point = what;
+        if (recording->mixer && point == "mixer input") keep(mixer_input_, first, value);
+        if (recording->mixer && point == "mixer") keep(mixer_output_, first, value);
+        if (recording->mlp && point == "mlp input") keep(mlp_input_, first, value);
+        if (recording->mlp && point == "mlp") keep(mlp_output_, first, value);
+      };
     decoder_layer_forward(step, *spec_, layer, weights, x);
+    if (keep_output) device_->download(rows.data, x.data, rows.num_bytes());
+    if (recording != nullptr && first == 0)
+      device_->copy(recording->first_output.view().data, x.data, x.num_bytes());
     return true;
   });
+  device_->synchronize();
+  if (recording != nullptr) {
+    NB_TRY(recording->inputs, recorder.finish());
+  }
+  return {};
 }
 
 int64_t LayerPass::num_first_tokens() const {
-  for (size_t i = 0; i + 1 < sample_start_.size(); ++i)
-    if (sample_start_[i + 1] > sample_start_[i]) return sample_start_[i + 1] - sample_start_[i];
+  for (const int64_t end : sample_start_)
+    if (end > 0) return end;
   return 0;
 }
 
 void LayerPass::run_first(int layer, const LayerWeights& weights, const Tensor& x) {
-  each_sample(ops(), [&](const Step& step, int64_t, int64_t) {
+  each_sample(device_->ops(), [&](const Step& step, int64_t, int64_t) {
     decoder_layer_forward(step, *spec_, layer, weights, x);
     return false;
   });
 }
 
 double LayerPass::loss(
-    const Tensor& input, const Tensor& expected, const ReplayLimits& limits,
+    const Store& input, const Store& expected, const ReplayLimits& limits, Replayed* replayed,
     const std::function<void(const Step&, const Tensor&, const Tensor&)>& replay) {
   int64_t num_tokens = 0;  // of the samples that are looked at
   for (const int64_t end : sample_start_)
     if (num_tokens < limits.max_tokens) num_tokens = end;
   const auto count = static_cast<double>(num_tokens * spec_->hidden_size);
-  OwnedTensor output(DType::kF32, {longest_, spec_->hidden_size});
-  double sum = 0;
-  each_sample(ops(), [&](const Step& step, int64_t first, int64_t last) {
-    const Tensor out = output.view().rows(0, last - first);
-    replay(step, input.rows(first, last), out);
-    const float* found = out.as<const float>();
-    const float* wanted = expected.rows(first, last).as<const float>();
-    for (int64_t i = 0; i < out.num_elements(); ++i) {
-      const double difference = static_cast<double>(wanted[i]) - static_cast<double>(found[i]);
-      sum += difference * difference;
-    }
+  double& sum = replayed->sum;
+  each_sample(device_->ops(), [&](const Step& step, int64_t first, int64_t last) {
+    if (last <= replayed->num_tokens) return last < num_tokens;
+    const Tensor out = work_.view().rows(0, last - first);
+    replay(step, fetch(input, first, last, input_staging_), out);
+    quant_ops_->add_squared_difference(fetch(expected, first, last, output_staging_), out, &sum);
+    replayed->num_tokens = last;
     return last < num_tokens && !(sum > limits.bound * count);
   });
   return sum > limits.bound * count ? std::numeric_limits<double>::infinity() : sum / count;
 }
 
-double LayerPass::replay_mixer(int layer, const LayerWeights& weights, Recording& recording,
-                               const ReplayLimits& limits) {
+double LayerPass::replay_mixer(int layer, const LayerWeights& weights, const ReplayLimits& limits,
+                               Replayed* replayed) {
   const auto index = static_cast<size_t>(layer);
-  return loss(recording.mixer_input.view(), recording.mixer_output.view(), limits,
+  return loss(mixer_input_, mixer_output_, limits, replayed,
               [&](const Step& step, const Tensor& input, const Tensor& out) {
                 if (spec_->layers[index].mixer == MixerKind::kFullAttention) {
                   attention_forward(step, *spec_, weights.attention, caches_.kv[index], input, out);
@@ -390,10 +510,10 @@ double LayerPass::replay_mixer(int layer, const LayerWeights& weights, Recording
               });
 }
 
-double LayerPass::replay_mlp(int layer, const LayerWeights& weights, Recording& recording,
-                             const ReplayLimits& limits) {
+double LayerPass::replay_mlp(int layer, const LayerWeights& weights, const ReplayLimits& limits,
+                             Replayed* replayed) {
   const bool dense = spec_->layers[static_cast<size_t>(layer)].ffn == FfnKind::kDense;
-  return loss(recording.mlp_input.view(), recording.mlp_output.view(), limits,
+  return loss(mlp_input_, mlp_output_, limits, replayed,
               [&](const Step& step, const Tensor& input, const Tensor& out) {
                 if (dense) {
                   mlp_forward(step, weights.mlp, input, out);

@@ -35,15 +35,16 @@ bool all_finite(const Tensor& weight, ThreadPool& pool) {
   return finite;
 }
 
-PackedWeight pack_weight(const Tensor& weight, const QuantizedWeight& quantized,
-                         const QuantFormat& format, ThreadPool& pool) {
+RoundedWeight pack_rounded(const Tensor& weight, const QuantizedWeight& quantized,
+                           const QuantFormat& format, ThreadPool& pool) {
   const int64_t rows = weight.shape[0];
   const int64_t columns = weight.shape[1];
   const int64_t num_groups = format.num_groups(columns);
   const int64_t group_size = columns / num_groups;
   const GroupParameters& parameters = quantized.parameters;
   const int64_t width = packed_width(columns, format.num_bits);
-  PackedWeight result;
+  RoundedWeight result;
+  result.parameters = parameters;
   result.packed.resize(static_cast<size_t>(rows * width));
   std::vector<double> row_error(static_cast<size_t>(rows));
   std::vector<double> row_energy(static_cast<size_t>(rows));
@@ -74,25 +75,33 @@ PackedWeight pack_weight(const Tensor& weight, const QuantizedWeight& quantized,
     }
   });
 
-  if (weight.dtype == DType::kF32) {
-    result.scale32 = parameters.scale;
+  for (size_t r = 0; r < row_error.size(); ++r) {
+    result.squared_error += row_error[r];
+    result.squared_sum += row_energy[r];
+  }
+  return result;
+}
+
+PackedWeight pack_weight(RoundedWeight rounded, DType dtype, const Shape& shape,
+                         const QuantFormat& format) {
+  const int64_t rows = shape[0];
+  const int64_t num_groups = format.num_groups(shape[1]);
+  PackedWeight result;
+  result.packed = std::move(rounded.packed);
+  if (dtype == DType::kF32) {
+    result.scale32 = std::move(rounded.parameters.scale);
   } else {
-    for (const float scale : parameters.scale)
-      result.scale16.push_back(weight.dtype == DType::kBF16 ? BFloat16(scale).bits
-                                                            : Float16(scale).bits);
+    for (const float scale : rounded.parameters.scale)
+      result.scale16.push_back(dtype == DType::kBF16 ? BFloat16(scale).bits : Float16(scale).bits);
   }
   if (!format.symmetric) {
     result.zero_point.resize(static_cast<size_t>(packed_width(rows, format.num_bits) * num_groups));
-    pack_columns(parameters.zero_point, rows, num_groups, format.num_bits, result.zero_point);
+    pack_columns(rounded.parameters.zero_point, rows, num_groups, format.num_bits,
+                 result.zero_point);
   }
-  double error = 0;
-  double energy = 0;
-  for (size_t r = 0; r < row_error.size(); ++r) {
-    error += row_error[r];
-    energy += row_energy[r];
-  }
-  result.mean_squared_error = error / static_cast<double>(rows * columns);
-  result.relative_error = energy > 0 ? std::sqrt(error / energy) : 0;
+  result.mean_squared_error = rounded.squared_error / static_cast<double>(shape.num_elements());
+  result.relative_error =
+      rounded.squared_sum > 0 ? std::sqrt(rounded.squared_error / rounded.squared_sum) : 0;
   return result;
 }
 

@@ -9,11 +9,6 @@
 
 namespace nibble {
 
-struct QuantizedWeight {
-  std::vector<int8_t> integers;  // [rows, columns]
-  GroupParameters parameters;
-};
-
 // The disk layout.
 struct PackedWeight {
   std::vector<int32_t> packed;      // [rows, packed_width(columns)]
@@ -27,9 +22,12 @@ struct PackedWeight {
 // No NaN, no infinity. weight [rows, columns] F32, BF16 or F16.
 bool all_finite(const Tensor& weight, ThreadPool& pool);
 
-// Packs, and measures the error against `weight`, whose dtype the scales take.
-PackedWeight pack_weight(const Tensor& weight, const QuantizedWeight& quantized,
-                         const QuantFormat& format, ThreadPool& pool);
+// Packs the integers, and measures the error against `weight`.
+RoundedWeight pack_rounded(const Tensor& weight, const QuantizedWeight& quantized,
+                           const QuantFormat& format, ThreadPool& pool);
+// The rest of the disk layout, of a weight of this dtype and shape.
+PackedWeight pack_weight(RoundedWeight rounded, DType dtype, const Shape& shape,
+                         const QuantFormat& format);
 
 // The values that the integers stand for, in the dtype and shape of `out`.
 void dequantize_weight(const QuantizedWeight& quantized, const QuantFormat& format,

@@ -44,6 +44,9 @@ class Pipeline {
       std::map<std::string, int> groups;
       for (const auto& [name, decision] : quantized_)
         groups[decision->module.name] = decision->group;
+      NB_TRY(const std::unique_ptr<Device> device,
+             open_device(options_.device, pool_.num_threads()));
+      device_name_ = device->name();
       NB_TRY(source_hashes_, scan_source(dir));
       const fs::path folder = out_.string() + ".calibration";
       NB_TRY(CalibrationJournal journal,
@@ -52,7 +55,7 @@ class Pipeline {
       CalibratedOptions calibrated = options_.calibrated;
       calibrated.spill.folder = folder;
       NB_TRY(calibrated_, calibrate(dir, spec_, options_.recipe, groups, options_.calibration,
-                                    calibrated, *journal_, pool_));
+                                    calibrated, *journal_, *device, pool_));
     }
     NB_TRY(CheckpointWriter writer,
            CheckpointWriter::create(out_, {.max_shard_bytes = options_.max_shard_bytes}));
@@ -75,6 +78,7 @@ class Pipeline {
                        {"output_bytes", report_.output_bytes},
                        {"modules", std::move(modules_)}};
     if (options_.recipe.needs_calibration()) {
+      report_.details["device"] = device_name_;
       report_.details["mode"] = options_.calibrated.mode.text();
       report_.details["norm_roundtrip"] =
           options_.calibrated.norm_rounding == NormRounding::kOnce ? "once" : "upstream";
@@ -95,20 +99,35 @@ class Pipeline {
   // One look at every byte before hours of work: the hashes of the shards; refuses weights that are
   // not finite.
   Result<Json> scan_source(const ModelDir& dir) {
+    const std::vector<SafetensorsFile>& shards = dir.shards();
+    std::vector<Result<std::string>> scanned(shards.size(), std::string());
+    const auto scan = [&](size_t begin, size_t end) {
+      for (size_t i = begin; i < end; ++i) scanned[i] = scan_shard(shards[i]);
+    };
+    // A single shard leaves the threads to the look at its tensors.
+    if (shards.size() == 1) {
+      scan(0, 1);
+    } else {
+      pool_.parallel_for(shards.size(), 1, scan);
+    }
     Json hashes = Json::object();
-    for (const SafetensorsFile& shard : dir.shards()) {
-      Sha256 hash;
-      hash.update(shard.header_bytes());
-      for (const TensorInfo& info : shard.tensors()) {
-        hash.update(shard.bytes(info));
-        if (!is_finite(shard.view(info)))
-          return make_error(ErrorCode::kInvalidArgument, "{}: {} holds NaN or infinity",
-                            shard.path().string(), info.name);
-        shard.release_pages(info);
-      }
-      hashes[shard.path().filename().string()] = hash.finish();
+    for (size_t i = 0; i < shards.size(); ++i) {
+      NB_TRY(hashes[shards[i].path().filename().string()], std::move(scanned[i]));
     }
     return hashes;
+  }
+
+  Result<std::string> scan_shard(const SafetensorsFile& shard) {
+    Sha256 hash;
+    hash.update(shard.header_bytes());
+    for (const TensorInfo& info : shard.tensors()) {
+      hash.update(shard.bytes(info));
+      if (!is_finite(shard.view(info)))
+        return make_error(ErrorCode::kInvalidArgument, "{}: {} holds NaN or infinity",
+                          shard.path().string(), info.name);
+      shard.release_pages(info);
+    }
+    return hash.finish();
   }
 
   bool is_finite(const Tensor& tensor) {
@@ -130,6 +149,7 @@ class Pipeline {
             {"the source", source_hashes_},
             {"the recipe", sha256_hex(options_.recipe.text)},
             {"the calibration set", samples.finish()},
+            {"--device", device_name_},
             {"--mode", options_.calibrated.mode.text()},
             {"--norm-roundtrip", static_cast<int>(options_.calibrated.norm_rounding)},
             {"--calibrate-all-experts", options_.calibrated.all_experts}};
@@ -188,13 +208,15 @@ class Pipeline {
   }
 
   Status write_tensor(const std::string& name, Tensor tensor, CheckpointWriter& writer) {
+    const auto found = quantized_.find(name);
+    const bool is_rounded =
+        found != quantized_.end() && journal_ && journal_->has_rounded(found->second->module.name);
     OwnedTensor smoothed;
-    if (calibrated_.plan.touches(name)) {
+    if (calibrated_.plan.touches(name) && !is_rounded) {
       smoothed = OwnedTensor::copy_of(tensor);
       tensor = smoothed.view();
       calibrated_.plan.apply(name, tensor);
     }
-    const auto found = quantized_.find(name);
     return found == quantized_.end() ? writer.add(name, tensor)
                                      : quantize(*found->second, tensor, writer);
   }
@@ -206,12 +228,13 @@ class Pipeline {
     if (journal_ && journal_->has_rounded(name)) {
       NB_TRY(packed, journal_->rounded(name));
     } else {
-      NB_TRY(const auto observer, make_observer(group.observer));
+      NB_TRY(const Observer observer, make_observer(group.observer));
       const Result<QuantizedWeight> rounded =
-          round_to_nearest(weight, group.format, *observer, {}, pool_);
+          round_to_nearest(weight, group.format, observer, {}, pool_);
       if (!rounded)
         return make_error(rounded.error().code, "{}.weight: {}", name, rounded.error().message);
-      packed = pack_weight(weight, *rounded, group.format, pool_);
+      packed = pack_weight(pack_rounded(weight, *rounded, group.format, pool_), weight.dtype,
+                           weight.shape, group.format);
     }
     const int64_t rows = weight.shape[0];
     const int64_t num_groups = group.format.num_groups(weight.shape[1]);
@@ -266,6 +289,7 @@ class Pipeline {
   std::map<std::string, const ModuleDecision*> quantized_;
   CalibratedWeights calibrated_;
   std::optional<CalibrationJournal> journal_;
+  std::string device_name_;
   Json source_hashes_ = Json::object();  // by file name
   QuantizeReport report_;
   Json modules_ = Json::object();

@@ -318,7 +318,7 @@ std::string Recipe::algorithm() const {
 
 bool Recipe::needs_calibration() const {
   return awq || gptq || std::ranges::any_of(groups, [](const QuantizationGroup& group) {
-           return make_observer(group.observer).value()->needs_importance();
+           return make_observer(group.observer).value().needs_importance();
          });
 }
 

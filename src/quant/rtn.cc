@@ -8,12 +8,16 @@ Result<QuantizedWeight> round_to_nearest(const Tensor& weight, const QuantFormat
                                          std::span<const float> importance, ThreadPool& pool) {
   if (!all_finite(weight, pool))
     return Error{ErrorCode::kInvalidArgument, "the weight holds NaN or infinity"};
+  return round_to_ranges(weight, format, observer.observe(weight, format, importance, pool), pool);
+}
+
+QuantizedWeight round_to_ranges(const Tensor& weight, const QuantFormat& format,
+                                const GroupRanges& ranges, ThreadPool& pool) {
   const int64_t columns = weight.shape[1];
   const int64_t num_groups = format.num_groups(columns);
   const int64_t group_size = columns / num_groups;
   QuantizedWeight result;
-  result.parameters = parameters_from_ranges(observer.observe(weight, format, importance, pool),
-                                             weight.dtype, format);
+  result.parameters = parameters_from_ranges(ranges, weight.dtype, format);
   result.integers.resize(static_cast<size_t>(weight.num_elements()));
   pool.parallel_for(static_cast<size_t>(weight.shape[0]), 16, [&](size_t begin, size_t end) {
     std::vector<float> row(static_cast<size_t>(columns));

@@ -12,4 +12,8 @@ Result<QuantizedWeight> round_to_nearest(const Tensor& weight, const QuantFormat
                                          const Observer& observer,
                                          std::span<const float> importance, ThreadPool& pool);
 
+// The same for a finite weight whose ranges are known.
+QuantizedWeight round_to_ranges(const Tensor& weight, const QuantFormat& format,
+                                const GroupRanges& ranges, ThreadPool& pool);
+
 }  // namespace nibble

@@ -55,14 +55,6 @@ Status check_pair(const ModelSpec& spec, int layer, SmoothingMapping& mapping) {
 
 }  // namespace
 
-void scale_columns(const Tensor& weight, const std::vector<double>& scales, ThreadPool& pool) {
-  pool.parallel_for(static_cast<size_t>(weight.shape[0]), 16, [&](size_t begin, size_t end) {
-    const double* s = scales.data();
-    for (auto r = static_cast<int64_t>(begin); r < static_cast<int64_t>(end); ++r)
-      edit_values(weight.rows(r, r + 1), 0, [s](int64_t c, double w) { return w * s[c]; });
-  });
-}
-
 std::vector<SmoothingMapping> smoothing_mappings(const ModelSpec& spec, int layer) {
   const std::string prefix = format("{}layers.{}.", spec.weight_prefix, layer);
   const LayerSpec& kind = spec.layers[static_cast<size_t>(layer)];
@@ -120,6 +112,12 @@ std::vector<SmoothingMapping> gated_norm_mappings(const ModelSpec& spec, int lay
   SmoothingMapping mapping{mixer + "norm", true, {mixer + "out_proj"}, SmoothingParent::kLinear};
   mapping.num_scales = spec.delta_net.head_v_dim;
   return {mapping};
+}
+
+std::vector<double> repeated(const std::vector<double>& scales, size_t num_columns) {
+  std::vector<double> columns(num_columns);
+  for (size_t i = 0; i < num_columns; ++i) columns[i] = scales[i % scales.size()];
+  return columns;
 }
 
 Result<std::vector<std::vector<SmoothingMapping>>> resolve_mappings(
@@ -186,14 +184,29 @@ float SmoothingPlan::norm_offset(const std::string& tensor_name) const {
   return is_zero_centred_norm(tensor_name) ? norm_weight_offset_ : 0;
 }
 
-void SmoothingPlan::apply(const std::string& tensor_name, const Tensor& weight) const {
-  static const std::vector<TensorEdit> kNone;
+std::span<const TensorEdit> SmoothingPlan::edits(const std::string& tensor_name) const {
   const auto found = edits_.find(tensor_name);
-  const std::vector<TensorEdit>& edits = found == edits_.end() ? kNone : found->second;
+  return found == edits_.end() ? std::span<const TensorEdit>() : found->second;
+}
+
+void SmoothingPlan::apply(const std::string& tensor_name, const Tensor& weight,
+                          QuantOps& ops) const {
+  const auto columns = static_cast<size_t>(weight.shape[1]);
+  for (const TensorEdit& edit : edits(tensor_name)) {
+    if (edit.kind == TensorEdit::Kind::kMultiplyColumns) {
+      ops.scale_columns(weight, repeated(*edit.scales, columns));
+    } else {
+      NB_CHECK(edit.kind == TensorEdit::Kind::kDivideRows, "%s is no Linear", tensor_name.c_str());
+      ops.divide_last_rows(weight, *edit.scales);
+    }
+  }
+}
+
+void SmoothingPlan::apply(const std::string& tensor_name, const Tensor& weight) const {
   const auto offset = static_cast<double>(norm_offset(tensor_name));
   const bool upstream = offset != 0 && rounding_ == NormRounding::kUpstream;
   if (upstream) edit_values(weight, 0, [&](int64_t, double w) { return offset + w; });
-  for (const TensorEdit& edit : edits) {
+  for (const TensorEdit& edit : edits(tensor_name)) {
     const std::vector<double>& s = *edit.scales;
     const auto count = static_cast<int64_t>(s.size());
     switch (edit.kind) {

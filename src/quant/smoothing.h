@@ -6,19 +6,17 @@
 
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "base/result.h"
-#include "base/thread_pool.h"
+#include "device/quant_ops.h"
 #include "model/config.h"
 #include "quant/awq.h"
 #include "tensor/tensor.h"
 
 namespace nibble {
-
-// W[:, c] *= scales[c], rounded to the weight's dtype (F32, BF16 or F16).
-void scale_columns(const Tensor& weight, const std::vector<double>& scales, ThreadPool& pool);
 
 // The module whose output is compared when scales are tried.
 enum class SmoothingParent { kMixer, kMlp, kLinear };
@@ -41,6 +39,9 @@ std::vector<SmoothingMapping> smoothing_mappings(const ModelSpec& spec, int laye
 // Linear attention's gated norm, whose gain all heads share, with the out_proj that reads it;
 // llm-compressor leaves it out. Nothing for other layers.
 std::vector<SmoothingMapping> gated_norm_mappings(const ModelSpec& spec, int layer);
+
+// A scale for every column, from one for every channel: scales[column % scales.size()].
+std::vector<double> repeated(const std::vector<double>& scales, size_t num_columns);
 
 // By layer: `rules` applied to the names of norms and Linears, or smoothing_mappings() without
 // rules. Errors: a rule that matches nothing, whose smooth layer feeds nothing it names in a layer,
@@ -71,10 +72,14 @@ class SmoothingPlan {
   bool touches(const std::string& tensor_name) const;
   // What is added to this norm's stored weight before it multiplies.
   float norm_offset(const std::string& tensor_name) const;
-  // Rescales `weight` in place; dtype F32, BF16 or F16, rounded to it after each edit.
+  // Rescales `weight` in place; dtype F32, BF16 or F16, rounded to it after each edit. In host
+  // memory; or where `ops` compute, the weight of a Linear.
   void apply(const std::string& tensor_name, const Tensor& weight) const;
+  void apply(const std::string& tensor_name, const Tensor& weight, QuantOps& ops) const;
 
  private:
+  std::span<const TensorEdit> edits(const std::string& tensor_name) const;
+
   NormRounding rounding_ = NormRounding::kOnce;
   float norm_weight_offset_ = 0;
   std::map<std::string, std::vector<TensorEdit>> edits_;  // by tensor name

@@ -57,9 +57,10 @@ TEST(AwqGolden, TheReferenceModeFindsTheScalesOfLlmCompressor) {
   options.mode = CalibrationMode::reference();
   options.norm_rounding = NormRounding::kUpstream;
   ThreadPool pool(2);
+  const std::unique_ptr<Device> device = open_device(Backend::kCpu, 2).value();
   CalibrationJournal journal =
       CalibrationJournal::open(temp.path() / "journal", Json::object(), false).value();
-  const auto found = calibrate(dir, spec, recipe, groups, samples, options, journal, pool);
+  const auto found = calibrate(dir, spec, recipe, groups, samples, options, journal, *device, pool);
   ASSERT_TRUE(found) << found.error().message;
 
   int compared = 0;
@@ -107,8 +108,9 @@ TEST(AwqGolden, TheSameScalesGiveTheSameBytes) {
       continue;
     }
     const QuantizedWeight rounded =
-        round_to_nearest(weight.view(), format, *observer, {}, pool).value();
-    const PackedWeight packed = pack_weight(weight.view(), rounded, format, pool);
+        round_to_nearest(weight.view(), format, observer, {}, pool).value();
+    const PackedWeight packed = pack_weight(pack_rounded(weight.view(), rounded, format, pool),
+                                            weight.view().dtype, weight.view().shape, format);
     expect_bytes(name + "_packed", packed.packed.data(), packed.packed.size() * 4);
     expect_bytes(name + "_scale", packed.scale16.data(), packed.scale16.size() * 2);
     expect_bytes(name + "_zero_point", packed.zero_point.data(), packed.zero_point.size() * 4);

@@ -69,9 +69,7 @@ TEST_F(BadInput, WeightsThatAreNotFiniteAreNamedByEveryAlgorithm) {
     const fs::path model = model_with(std::string(kModule) + ".weight",
                                       [&](BFloat16* w, size_t) { w[77] = BFloat16(bad); });
     for (const char* algorithm : {"rtn", "gptq", "awq", "awq+gptq"})
-      EXPECT_THAT(refusal(model, options_for(algorithm)),
-                  HasSubstr(kModule))
-          << algorithm << bad;
+      EXPECT_THAT(refusal(model, options_for(algorithm)), HasSubstr(kModule)) << algorithm << bad;
     fs::remove_all(model);
   }
 }
@@ -90,7 +88,7 @@ TEST_F(BadInput, GroupsWithoutVarianceKeepTheirValue) {
   ThreadPool pool(1);
   for (const std::string_view name : known_observers()) {
     const auto observer = make_observer(std::string(name)).value();
-    const auto rounded = round_to_nearest(weight, format, *observer, {}, pool);
+    const auto rounded = round_to_nearest(weight, format, observer, {}, pool);
     ASSERT_TRUE(rounded);
     OwnedTensor back(DType::kF32, weight.shape);
     dequantize_weight(*rounded, format, back.view(), pool);
@@ -120,8 +118,9 @@ TEST_F(BadInput, RecipesThatContradictThemselvesOrTheModelAreRefused) {
   EXPECT_THAT(recipe_error("s:\n  m_modifiers:\n    AWQModifer: {scheme: W4A16}\n"),
               HasSubstr("AWQModifier"));
   EXPECT_THAT(recipe_error(head + "      scheme: W4A16\n      observer: msee\n"), HasSubstr("mse"));
-  EXPECT_THAT(recipe_error("s:\n  m_modifiers:\n    AWQModifier: {scheme: W4A16, duo_scaling: x}\n"),
-              HasSubstr("duo_scaling"));
+  EXPECT_THAT(
+      recipe_error("s:\n  m_modifiers:\n    AWQModifier: {scheme: W4A16, duo_scaling: x}\n"),
+      HasSubstr("duo_scaling"));
   QuantizeOptions options = options_for("rtn");
   options.recipe.ignore = {"re:model.layers.(3"};
   EXPECT_THAT(refusal(demo_, options), HasSubstr("model.layers.(3"));

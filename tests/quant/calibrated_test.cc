@@ -109,16 +109,15 @@ TEST(Gptq, LowersTheOutputErrorOfCorrelatedInputs) {
       }
     return sum;
   };
-  const double nearest =
-      output_error(round_to_nearest(weight, format, *observer, {}, pool).value());
+  const double nearest = output_error(round_to_nearest(weight, format, observer, {}, pool).value());
   for (const bool act_order : {false, true}) {
-    const auto rounded = gptq(weight, hessian, format, *observer, {}, {0.01f, act_order}, pool);
+    const auto rounded = gptq(weight, hessian, format, observer, {}, {0.01f, act_order}, pool);
     ASSERT_TRUE(rounded) << rounded.error().message;
     EXPECT_LT(output_error(*rounded), 0.5 * nearest) << act_order;
   }
   // Refinement only ever lowers the output error, from a good start and from a poor one.
-  for (QuantizedWeight start : {round_to_nearest(weight, format, *observer, {}, pool).value(),
-                                gptq(weight, hessian, format, *observer, {}, {}, pool).value()}) {
+  for (QuantizedWeight start : {round_to_nearest(weight, format, observer, {}, pool).value(),
+                                gptq(weight, hessian, format, observer, {}, {}, pool).value()}) {
     const double before = output_error(start);
     RefineSettings exact;
     exact.dampening = 0;
@@ -131,10 +130,10 @@ TEST(Gptq, LowersTheOutputErrorOfCorrelatedInputs) {
   // Uncorrelated inputs leave nothing to make good: the same integers as rounding to nearest.
   std::ranges::fill(gram, 0.0f);
   for (int64_t i = 0; i < kColumns; ++i) gram[static_cast<size_t>(i * kColumns + i)] = 2;
-  EXPECT_EQ(gptq(weight, hessian, format, *observer, {}, {0.01f, false}, pool)->integers,
-            round_to_nearest(weight, format, *observer, {}, pool)->integers);
+  EXPECT_EQ(gptq(weight, hessian, format, observer, {}, {0.01f, false}, pool)->integers,
+            round_to_nearest(weight, format, observer, {}, pool)->integers);
   gram[0] = NAN;
-  EXPECT_FALSE(gptq(weight, hessian, format, *observer, {}, {}, pool));
+  EXPECT_FALSE(gptq(weight, hessian, format, observer, {}, {}, pool));
 }
 
 TEST(Imatrix, WhatMattersIsRoundedBetter) {
@@ -151,7 +150,7 @@ TEST(Imatrix, WhatMattersIsRoundedBetter) {
   ThreadPool pool(2);
   const auto weighted_error = [&](const std::string& name) {
     const auto observer = make_observer(name).value();
-    const auto rounded = round_to_nearest(weight, format, *observer, importance, pool).value();
+    const auto rounded = round_to_nearest(weight, format, observer, importance, pool).value();
     OwnedTensor values(DType::kF32, weight.shape);
     dequantize_weight(rounded, format, values.view(), pool);
     double sum = 0;
@@ -160,7 +159,7 @@ TEST(Imatrix, WhatMattersIsRoundedBetter) {
              std::pow(static_cast<double>(w[i] - values.view().as<float>()[i]), 2);
     return sum;
   };
-  EXPECT_TRUE(make_observer("imatrix_mse").value()->needs_importance());
+  EXPECT_TRUE(make_observer("imatrix_mse").value().needs_importance());
   EXPECT_LT(weighted_error("imatrix_mse"), 0.7 * weighted_error("memoryless_minmax"));
 }
 
@@ -411,7 +410,8 @@ TEST(Calibrated, MixturesOfExpertsAreQuantizedFromEitherLayout) {
   }
 }
 
-// A run that is killed behind any layer and then resumed ends in the bytes of one that was not.
+// A layer may still be on its way to disk when the next one begins: a run that is killed behind any
+// but the first and then resumed ends in the bytes of one that was not.
 TEST(Calibrated, AResumedRunEndsInTheSameBytes) {
   test::TempDir dir;
   const fs::path model = test::bundled_model("nibble-demo-14m");
@@ -428,7 +428,7 @@ TEST(Calibrated, AResumedRunEndsInTheSameBytes) {
   EXPECT_FALSE(fs::exists(dir.path() / "whole.calibration"));
 
   const fs::path cut = dir.path() / "cut";
-  for (const int last_layer : {0, 4}) {
+  for (const int last_layer : {1, 5}) {
     const pid_t child = ::fork();
     if (child == 0) {
       options.calibrated.progress = [&](const LayerSummary& layer) {

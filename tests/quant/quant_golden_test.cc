@@ -67,7 +67,7 @@ TEST(QuantGolden, ScalesZeroPointsValuesAndPackedTensorsAreEqualByteForByte) {
     const auto observer = make_observer(one.observer).value();
     ThreadPool pool(2);
     const GroupParameters parameters =
-        parameters_from_ranges(observer->observe(weight, form, {}, pool), weight.dtype, form);
+        parameters_from_ranges(observer.observe(weight, form, {}, pool), weight.dtype, form);
     expect_bytes(golden.tensor(one.name + ".scale"), narrowed(parameters.scale, weight.dtype),
                  "scale");
     expect_bytes(golden.tensor(one.name + ".zero_point"), parameters.zero_point, "zero point");

@@ -9,9 +9,11 @@
 
 #include "base/format.h"
 #include "device/cuda/cuda_ops.h"
+#include "device/cuda/cuda_quant_ops.h"
 #include "device/cuda/handles.h"
 #include "device/cuda/linear.h"
 #include "device/cuda/linear_weight.h"
+#include "device/cuda/matrix_product.h"
 #include "device/cuda/nvml.h"
 #include "device/cuda/read.h"
 #include "device/cuda/weight_upload.h"
@@ -74,7 +76,7 @@ class CudaDevice final : public Device {
     workspace_.scratch_size = scratch_.size();
     workspace_.counters = static_cast<uint32_t*>(counters_.data());
     workspace_.num_counters = kNumCounters;
-    load_linear_library();
+    load_matrix_library();
     held_at_open_ = held_by_this_process();
     if (held_at_open_ == 0) held_at_open_ = kUsualContext + kScratchBytes;
     return {};
@@ -111,6 +113,7 @@ class CudaDevice final : public Device {
     return text;
   }
   Ops& ops() override { return ops_; }
+  QuantOps* quant_ops() override { return &quant_ops_; }
 
   DeviceMemoryInfo memory() const override {
     NB_CUDA(cudaSetDevice(ordinal_));  // any thread may ask
@@ -249,6 +252,7 @@ class CudaDevice final : public Device {
   DeviceMemory scratch_;
   DeviceMemory counters_;
   CudaOps ops_{stream_.get(), workspace_};
+  CudaQuantOps quant_ops_{stream_.get(), workspace_};
   WeightUpload weights_{stream_.get()};
 };
 

@@ -56,9 +56,6 @@ struct LinearLaunch {
   LinearPath path = LinearPath::kAuto;
 };
 
-// Opens cuBLASLt, so that what it takes of the GPU's memory is taken at the start.
-void load_linear_library();
-
 void launch_linear(const LinearLaunch& args, const Workspace& workspace, cudaStream_t stream);
 
 // Several products of one x [num_tokens, in]; one launch where the paths allow, results as of one
@@ -80,8 +77,8 @@ void launch_linear_simple(const LinearLaunch& args, cudaStream_t stream);
 void launch_dequantize(const Weight& weight, int64_t begin, int64_t end, void* to, Scalar to_type,
                        cudaStream_t stream);
 
-// The compute capability to choose kernels by (90 for sm_90), 0 if this binary holds no code for the
-// current GPU: that of the code which runs here, which on a newer GPU may be older code.
+// The compute capability to choose kernels by (90 for sm_90), 0 if this binary holds no code for
+// the current GPU: that of the code which runs here, which on a newer GPU may be older code.
 int code_capability();
 
 // Whether the tiled layout serves a weight of this shape.

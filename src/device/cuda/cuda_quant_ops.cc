@@ -1,0 +1,245 @@
+// Every call enqueues on the compute stream; those that return something wait for it.
+#include "device/cuda/cuda_quant_ops.h"
+
+#include <algorithm>
+
+#include "device/cuda/calibration.h"
+#include "device/cuda/cuda_check.h"
+#include "device/cuda/cuda_ops.h"
+#include "device/cuda/matrix_product.h"
+
+namespace nibble::cuda {
+namespace {
+
+constexpr int64_t kNumPowers = int64_t{1} << 15;
+
+WeightView view_of(const Tensor& tensor) {
+  const int64_t columns = tensor.shape[-1];
+  return {tensor.data, scalar_of(tensor.dtype), columns == 0 ? 0 : tensor.num_elements() / columns,
+          columns};
+}
+
+}  // namespace
+
+void* GrowingBuffer::reserve_bytes(size_t bytes) {
+  if (bytes <= size_) return data_;
+  NB_CUDA(cudaFree(data_));  // waits for what uses it
+  NB_CUDA(cudaMalloc(&data_, bytes));
+  size_ = bytes;
+  return data_;
+}
+
+// From pageable memory: the copy has left `values` when this returns.
+template <class T>
+std::remove_const_t<T>* CudaQuantOps::uploaded(std::span<T> values, GrowingBuffer& buffer) {
+  auto* to = buffer.reserve<std::remove_const_t<T>>(static_cast<int64_t>(values.size()));
+  NB_CUDA(cudaMemcpyAsync(to, values.data(), values.size_bytes(), cudaMemcpyHostToDevice, stream_));
+  return to;
+}
+
+// Enqueued.
+template <class T>
+void CudaQuantOps::to_host(std::span<T> to, const T* from) {
+  NB_CUDA(cudaMemcpyAsync(to.data(), from, to.size_bytes(), cudaMemcpyDeviceToHost, stream_));
+}
+
+uint32_t* CudaQuantOps::cleared_flag() {
+  auto* flag = flags_.reserve<uint32_t>(2);
+  NB_CUDA(cudaMemsetAsync(flag, 0, sizeof(uint32_t), stream_));
+  return flag;
+}
+
+uint32_t CudaQuantOps::flag_value() {
+  uint32_t value = 0;
+  to_host(std::span(&value, 1), flags_.reserve<uint32_t>(2));
+  NB_CUDA(cudaStreamSynchronize(stream_));
+  return value;
+}
+
+double* CudaQuantOps::cleared_sum() {
+  auto* sum = sums_.reserve<double>(1 + kPartialSums);
+  NB_CUDA(cudaMemsetAsync(sum, 0, sizeof(double), stream_));
+  return sum;
+}
+
+double CudaQuantOps::sum_value() {
+  double value = 0;
+  to_host(std::span(&value, 1), sums_.reserve<double>(1));
+  NB_CUDA(cudaStreamSynchronize(stream_));
+  return value;
+}
+
+GridView CudaQuantOps::grid_of(const Tensor& weight, const QuantFormat& format) {
+  const int64_t columns = weight.shape[1];
+  const int64_t num_groups = format.num_groups(columns);
+  const int64_t count = weight.shape[0] * num_groups;
+  return {columns / num_groups, format.num_bits, format.symmetric,
+          grid_scale_.reserve<float>(count), grid_zero_.reserve<int8_t>(count)};
+}
+
+void CudaQuantOps::find_ranges(const Tensor& weight, const RangeSearch& search,
+                               std::span<const float> importance, const GridView& grid) {
+  RangeSearchLaunch launch{};
+  launch.num_steps = search.num_steps;
+  launch.grid = search.grid;
+  launch.patience = search.patience;
+  launch.improved = flags_.reserve<uint32_t>(2) + 1;
+  launch.by_importance = search.error == RangeError::kCubeImportance && search.num_steps > 0;
+  if (launch.by_importance) {
+    launch.importance = uploaded(importance, importance_);
+  } else if (search.powers != nullptr) {
+    launch.powers = powers_.reserve<float>(kNumPowers);
+    if (search.powers != uploaded_powers_)
+      uploaded(std::span(search.powers, static_cast<size_t>(kNumPowers)), powers_);
+    uploaded_powers_ = search.powers;
+  }
+  launch_find_ranges(view_of(weight), launch, grid, stream_);
+}
+
+int64_t CudaQuantOps::rows_at_once(int64_t columns, size_t bytes_per_value) const {
+  const size_t room = workspace_.scratch_size - kLibraryScratch;
+  return std::max<int64_t>(
+      1, static_cast<int64_t>(room / (static_cast<size_t>(columns) * bytes_per_value)));
+}
+
+void CudaQuantOps::scale_columns(const Tensor& weight, std::span<const double> scales) {
+  const WeightView view = view_of(weight);
+  launch_scale_columns(view, uploaded(scales, scales_), view, nullptr, stream_);
+}
+
+void CudaQuantOps::divide_last_rows(const Tensor& weight, std::span<const double> scales) {
+  launch_divide_rows(view_of(weight), weight.shape[0] - static_cast<int64_t>(scales.size()),
+                     uploaded(scales, scales_), stream_);
+}
+
+void CudaQuantOps::add_group_shares(const Tensor& weight, const QuantFormat& format,
+                                    std::span<double> sums) {
+  const int64_t columns = weight.shape[1];
+  const int64_t num_groups = format.num_groups(columns);
+  auto* bounds = bounds_.reserve<float>(weight.shape[0] * num_groups);
+  double* column_sums = uploaded(sums, column_sums_);
+  launch_group_bounds(view_of(weight), columns / num_groups, bounds, stream_);
+  launch_group_shares(view_of(weight), columns / num_groups, bounds, column_sums, stream_);
+  to_host(sums, column_sums);
+  NB_CUDA(cudaStreamSynchronize(stream_));
+}
+
+bool CudaQuantOps::all_finite(const Tensor& weight) {
+  launch_find_not_finite(view_of(weight), cleared_flag(), stream_);
+  return flag_value() == 0;
+}
+
+void CudaQuantOps::round(const Tensor& weight, const QuantFormat& format, const RangeSearch& search,
+                         std::span<const float> importance, RoundedWeight* rounded) {
+  const GridView grid = grid_of(weight, format);
+  find_ranges(weight, search, importance, grid);
+  const int64_t rows = weight.shape[0];
+  const int64_t words = (weight.shape[1] * format.num_bits + 31) / 32;
+  const int64_t piece = rows_at_once(words, sizeof(int32_t));
+  auto* packed =
+      reinterpret_cast<int32_t*>(static_cast<std::byte*>(workspace_.scratch) + kLibraryScratch);
+  auto* partials = partials_.reserve<double>(2 * kRoundingPartials);
+  std::vector<double> sums(2 * kRoundingPartials);
+  if (rounded != nullptr) rounded->packed.resize(static_cast<size_t>(rows * words));
+  for (int64_t begin = 0; begin < rows; begin += piece) {
+    const int64_t end = std::min(begin + piece, rows);
+    const int blocks =
+        launch_round_rows(view_of(weight), grid, begin, end, packed, partials, stream_);
+    if (rounded == nullptr) continue;
+    to_host(std::span(rounded->packed)
+                .subspan(static_cast<size_t>(begin * words),
+                         static_cast<size_t>((end - begin) * words)),
+            packed);
+    to_host(std::span(sums), partials);
+    NB_CUDA(cudaStreamSynchronize(stream_));
+    for (size_t block = 0; block < static_cast<size_t>(blocks); ++block) {
+      rounded->squared_error += sums[2 * block];
+      rounded->squared_sum += sums[2 * block + 1];
+    }
+  }
+  if (rounded == nullptr) return;
+  const auto num_parameters = static_cast<size_t>(rows * format.num_groups(weight.shape[1]));
+  rounded->parameters.scale.resize(num_parameters);
+  rounded->parameters.zero_point.resize(num_parameters);
+  to_host(std::span(rounded->parameters.scale), grid.scale);
+  to_host(std::span(rounded->parameters.zero_point), grid.zero_point);
+  NB_CUDA(cudaStreamSynchronize(stream_));
+}
+
+bool CudaQuantOps::trial_weight(const Tensor& weight, std::span<const double> scales,
+                                std::span<const double> factors, const QuantFormat& format,
+                                const RangeSearch& search, std::span<const float> importance,
+                                const Tensor& out) {
+  launch_scale_columns(view_of(weight), uploaded(scales, scales_), view_of(out), cleared_flag(),
+                       stream_);
+  const GridView grid = grid_of(out, format);
+  find_ranges(out, search, importance, grid);
+  launch_snap_to_grid(view_of(out), grid, uploaded(factors, factors_), stream_);
+  return flag_value() == 0;
+}
+
+void CudaQuantOps::add_moments(const Tensor& x, const Tensor& sums) {
+  launch_moments(view_of(x), sums.as<double>(), stream_);
+}
+
+// Row-major x [tokens, n] is column-major X [n, tokens]: gram = X X'.
+void CudaQuantOps::add_gram(const Tensor& x, const Tensor& gram) {
+  const WeightView view = view_of(x);
+  if (view.rows == 0) return;
+  const MatrixProduct product{.m = view.columns,
+                              .n = view.columns,
+                              .k = view.rows,
+                              .b_transposed = true,
+                              .a_pitch = view.columns,
+                              .b_pitch = view.columns,
+                              .c_pitch = view.columns,
+                              .type = view.type,
+                              .c_type = Scalar::kF32,
+                              .accumulate = true};
+  if (view.columns % 8 == 0 && can_multiply(product)) {
+    multiply(product, view.values, view.values, gram.data, workspace_, stream_);
+  } else {
+    launch_gram(view, gram.as<float>(), stream_);
+  }
+}
+
+void CudaQuantOps::add_squared_difference(const Tensor& a, const Tensor& b, double* sum) {
+  double* result = cleared_sum();
+  launch_pair_sum(PairSum::kSquaredDifference, a.data, b.data, scalar_of(a.dtype), a.num_elements(),
+                  result + 1, result, stream_);
+  *sum += sum_value();
+}
+
+double CudaQuantOps::output_error(const Tensor& weight, const Tensor& trial, const Tensor& gram) {
+  const int64_t rows = weight.shape[0];
+  const int64_t n = weight.shape[1];
+  const Scalar type = scalar_of(weight.dtype);
+  const int64_t piece = std::min(rows, rows_at_once(n, 2 * sizeof(float)));
+  auto* difference =
+      reinterpret_cast<float*>(static_cast<std::byte*>(workspace_.scratch) + kLibraryScratch);
+  float* moved = difference + piece * n;  // difference gram
+  double* sum = cleared_sum();
+  for (int64_t begin = 0; begin < rows; begin += piece) {
+    const int64_t count = std::min(piece, rows - begin);
+    launch_difference(weight.rows(begin, begin + count).data, trial.rows(begin, begin + count).data,
+                      type, count * n, difference, stream_);
+    const MatrixProduct product{.m = n,
+                                .n = count,
+                                .k = n,
+                                .a_pitch = n,
+                                .b_pitch = n,
+                                .c_pitch = n,
+                                .type = Scalar::kF32,
+                                .c_type = Scalar::kF32};
+    if (n % 4 == 0 && can_multiply(product)) {
+      multiply(product, gram.data, difference, moved, workspace_, stream_);
+    } else {
+      launch_gram_product(difference, gram.as<const float>(), count, n, moved, stream_);
+    }
+    launch_pair_sum(PairSum::kProduct, difference, moved, Scalar::kF32, count * n, sum + 1, sum,
+                    stream_);
+  }
+  return sum_value();
+}
+
+}  // namespace nibble::cuda
