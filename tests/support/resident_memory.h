@@ -4,14 +4,12 @@
 #include <cstddef>
 #include <fstream>
 
+#include "support/sanitized.h"
+
 namespace nibble::test {
 
 // Sanitizers keep freed memory and shadow what is used: a bound on it would be about them.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-inline constexpr bool kMemoryIsOurs = false;
-#else
-inline constexpr bool kMemoryIsOurs = true;
-#endif
+inline constexpr bool kMemoryIsOurs = !kSanitized;
 
 inline size_t resident_bytes() {
   size_t total = 0;
