@@ -13,6 +13,8 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <limits>
+#include <span>
 
 #include "tensor/kv_format.h"
 #include "tensor/linear_weight.h"
@@ -176,10 +178,19 @@ class Ops {
                          const Tensor& weights) = 0;
 
   // out[t] = sum over the token's top_k experts e of weight * down_e(silu(gate_e(x)) * up_e(x)).
-  // gate, up, down: arrays of num_experts weights. scratch F32 [3, max(intermediate, hidden)].
+  // gate, up, down: a weight of each expert. scratch F32 [3, max(intermediate, hidden)].
   virtual void moe_mlp(const Tensor& x, const Tensor& experts, const Tensor& weights,
-                       const LinearWeight* gate, const LinearWeight* up, const LinearWeight* down,
-                       const Tensor& scratch, const Tensor& out) = 0;
+                       std::span<const LinearWeight> gate, std::span<const LinearWeight> up,
+                       std::span<const LinearWeight> down, const Tensor& scratch,
+                       const Tensor& out) = 0;
+
+  // Up to how many tokens moe_mlp() over these experts can be recorded: it then enqueues the same
+  // whichever experts are chosen.
+  virtual int64_t recordable_moe_tokens(std::span<const LinearWeight> /*gate*/,
+                                        std::span<const LinearWeight> /*up*/,
+                                        std::span<const LinearWeight> /*down*/) const {
+    return std::numeric_limits<int64_t>::max();
+  }
 
   // ids[r] = the lowest index among the largest values of row r, -1 if the row has no value above
   // -infinity (NaN is none). logits [num_rows, vocab_size] F32, ids [num_rows] I32.

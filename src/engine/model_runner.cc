@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 namespace nibble {
 namespace {
@@ -119,13 +120,14 @@ void ModelRunner::touch_buffers() {
 }
 
 void ModelRunner::record(std::span<const int> sizes) {
-  // The experts of a mixture are chosen on the host, which a recording cannot wait for.
-  const auto& layers = model_->spec().layers;
-  if (!device_->can_record() ||
-      std::any_of(layers.begin(), layers.end(),
-                  [](const LayerSpec& layer) { return layer.ffn == FfnKind::kMoe; }))
-    return;
+  if (!device_->can_record()) return;
+  int64_t most_tokens = std::numeric_limits<int64_t>::max();
+  for (const LayerWeights& layer : model_->weights().layers)
+    if (const MoeWeights& moe = layer.moe; !moe.gate_proj.empty())
+      most_tokens = std::min(most_tokens, device_->ops().recordable_moe_tokens(
+                                              moe.gate_proj, moe.up_proj, moe.down_proj));
   for (const int size : sizes) {
+    if (size > most_tokens) break;  // sizes rise
     num_logit_rows_ = 0;
     upload({}, size, size, most_blocks_);
     const auto step = [&] { enqueue(size, size, most_blocks_, true); };

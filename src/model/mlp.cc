@@ -35,8 +35,8 @@ void moe_forward(const Step& step, const ModelSpec& spec, const MoeWeights& weig
 
   ops.linear(x, weights.router, logits);
   ops.moe_route(logits, m.num_experts_per_tok, experts, routing);
-  ops.moe_mlp(x, experts, routing, weights.gate_proj.data(), weights.up_proj.data(),
-              weights.down_proj.data(), workspace, out);
+  ops.moe_mlp(x, experts, routing, weights.gate_proj, weights.up_proj, weights.down_proj, workspace,
+              out);
   mlp_forward(step, weights.shared_expert, x, shared);
   ops.linear(x, weights.shared_expert_gate, shared_gate);
   ops.sigmoid_mul(shared, shared_gate);

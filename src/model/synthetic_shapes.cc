@@ -52,6 +52,23 @@ Json qwen_40b() {
   return config;
 }
 
+Json qwen_35b_a3b() {
+  Json config = qwen_27b();
+  config["architectures"] = {"Qwen3_5MoeForCausalLM"};
+  config["model_type"] = "qwen3_5_moe_text";
+  config.erase("intermediate_size");
+  config["hidden_size"] = 2048;
+  config["num_hidden_layers"] = 40;
+  config["num_attention_heads"] = 16;
+  config["num_key_value_heads"] = 2;
+  config["linear_num_value_heads"] = 32;
+  config["num_experts"] = 256;
+  config["num_experts_per_tok"] = 8;
+  config["moe_intermediate_size"] = 512;
+  config["shared_expert_intermediate_size"] = 512;
+  return config;
+}
+
 // The bundled demo model: small enough for tests.
 Json demo() {
   Json config = qwen_27b();
@@ -105,9 +122,10 @@ struct Row {
   std::string_view name;
   Json (*config)();
 };
-constexpr std::array<Row, 4> kRows = {{
+constexpr std::array<Row, 5> kRows = {{
     {"qwen3.6-40b", qwen_40b},
     {"qwen3.6-27b", qwen_27b},
+    {"qwen3.6-35b-a3b", qwen_35b_a3b},
     {"llama-8b", llama_8b},
     {"demo", demo},
 }};

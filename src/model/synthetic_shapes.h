@@ -10,7 +10,7 @@
 
 namespace nibble {
 
-// "qwen3.6-40b", "qwen3.6-27b", "llama-8b", "demo".
+// "qwen3.6-40b", "qwen3.6-27b", "qwen3.6-35b-a3b", "llama-8b", "demo".
 std::span<const std::string_view> synthetic_shapes();
 
 struct SyntheticConfig {
@@ -19,7 +19,7 @@ struct SyntheticConfig {
 };
 
 // config.json of a text-only checkpoint of that shape. kInvalidArgument names the nearest known
-// name. The published shapes: model cards and config.json of Qwen3.5/3.6 27B and Llama 3.1 8B; the
+// name. The published shapes: model cards and config.json of Qwen3.5/3.6 27B and 35B-A3B and Llama 3.1 8B; the
 // 40B is the 27B with half as many layers again.
 Result<Json> synthetic_config(std::string_view like, const SyntheticConfig& options);
 

@@ -21,14 +21,12 @@ constexpr size_t kDeviceMargin = size_t{256} << 20;
 class RecordingOps final : public ForwardingOps {
  public:
   RecordingOps(Device& device, QuantOps& quant_ops,
-               const std::function<bool(const LinearWeight*)>& want_gram, bool all_experts,
-               int num_experts)
+               const std::function<bool(const LinearWeight*)>& want_gram, bool all_experts)
       : ForwardingOps(device.ops()),
         device_(device),
         quant_ops_(quant_ops),
         want_gram_(want_gram),
-        all_experts_(all_experts),
-        num_experts_(num_experts) {}
+        all_experts_(all_experts) {}
 
   void linear(const Tensor& x, const LinearWeight& weight, const Tensor& out) override {
     device_.ops().linear(x, weight, out);
@@ -36,11 +34,12 @@ class RecordingOps final : public ForwardingOps {
   }
 
   void moe_mlp(const Tensor& x, const Tensor& experts, const Tensor& routing,
-               const LinearWeight* gate_proj, const LinearWeight* up_proj,
-               const LinearWeight* down_proj, const Tensor& workspace, const Tensor& out) override {
+               std::span<const LinearWeight> gate_proj, std::span<const LinearWeight> up_proj,
+               std::span<const LinearWeight> down_proj, const Tensor& workspace,
+               const Tensor& out) override {
     device_.ops().moe_mlp(x, experts, routing, gate_proj, up_proj, down_proj, workspace, out);
     if (all_experts_) {
-      for (int32_t expert = 0; expert < num_experts_; ++expert)
+      for (size_t expert = 0; expert < gate_proj.size(); ++expert)
         record_expert(x, gate_proj[expert], up_proj[expert], down_proj[expert]);
       return;
     }
@@ -50,7 +49,8 @@ class RecordingOps final : public ForwardingOps {
     for (int64_t i = 0; i < experts.num_elements(); ++i)
       tokens_of[chosen.view().as<const int32_t>()[i]].push_back(
           static_cast<int32_t>(i / per_token));
-    for (auto& [expert, tokens] : tokens_of) {
+    for (auto& [chosen_expert, tokens] : tokens_of) {
+      const auto expert = static_cast<size_t>(chosen_expert);
       const auto count = static_cast<int64_t>(tokens.size());
       const Tensor routed = scratch(routed_, x.dtype, {count, x.shape[1]});
       const Tensor rows = scratch(rows_, DType::kI32, {count});
@@ -138,7 +138,6 @@ class RecordingOps final : public ForwardingOps {
   QuantOps& quant_ops_;
   const std::function<bool(const LinearWeight*)>& want_gram_;
   bool all_experts_;
-  int num_experts_;
   std::map<const LinearWeight*, Sums> sums_;
   OwnedTensor gate_, up_, routed_, rows_;
   Status status_;
@@ -428,7 +427,7 @@ Status LayerPass::run(int layer, const LayerWeights& weights, bool keep_output,
                       Recording* recording,
                       const std::function<bool(const LinearWeight*)>& want_gram) {
   RecordingOps recorder(*device_, *quant_ops_, want_gram,
-                        recording != nullptr && recording->all_experts, spec_->moe.num_experts);
+                        recording != nullptr && recording->all_experts);
   if (recording != nullptr)
     for (OwnedTensor* first : {&recording->first_input, &recording->first_output}) {
       NB_TRY(*first, OwnedTensor::on(*device_, dtype_, {num_first_tokens(), spec_->hidden_size},

@@ -385,41 +385,78 @@ TEST_F(CudaMixers, RoutingEqualsTheReferenceEvenAmongEqualLogits) {
   }
 }
 
+// Experts as a loader places them, at equal distances, dense and packed: few tokens choose them on
+// the device, many are sorted by them; and experts anywhere in memory.
 TEST_F(CudaMixers, ExpertMlpsEqualTheReference) {
+  struct Case {
+    DType dtype;
+    bool packed;
+    bool spread;  // each in memory of its own
+    int hidden;
+    int intermediate;
+  };
+  constexpr Case kCases[] = {{DType::kF32, false, false, 96, 160},
+                             {DType::kBF16, false, true, 96, 160},
+                             {DType::kBF16, false, false, 128, 192},
+                             {DType::kBF16, true, false, 256, 128},
+                             {DType::kF16, true, false, 128, 384}};
   constexpr int kExperts = 5;
-  constexpr int kHidden = 96;
-  constexpr int kIntermediate = 160;
-  for (const DType dtype : {DType::kF32, DType::kBF16}) {
-    std::vector<HostTensor> dense;
+  for (const Case& one : kCases) {
+    std::vector<HostTensor> memory;  // what the weights point into
     std::vector<LinearWeight> host[3];
-    std::vector<LinearWeight> device[3];
     for (int which = 0; which < 3; ++which)
       for (int e = 0; e < kExperts; ++e) {
         LinearWeight weight{};
-        weight.in_features = which == 2 ? kIntermediate : kHidden;
-        weight.out_features = which == 2 ? kHidden : kIntermediate;
-        dense.push_back(normal(dtype, {weight.out_features, weight.in_features}, 0.1f));
-        weight.dense = dense.back();
+        weight.in_features = which == 2 ? one.intermediate : one.hidden;
+        weight.out_features = which == 2 ? one.hidden : one.intermediate;
+        if (one.packed) {
+          const int64_t groups = weight.in_features / 128;
+          weight.format = {4, 128, false};
+          weight.packed.shape = {weight.out_features, weight.in_features / 8};
+          memory.emplace_back(DType::kI32, weight.packed.shape);
+          for (int64_t i = 0; i < weight.packed.shape.num_elements(); ++i)
+            memory.back().view().as<int32_t>()[i] = static_cast<int32_t>(random_());
+          weight.packed = memory.back();
+          memory.push_back(normal(one.dtype, {weight.out_features, groups}, 0.02f));
+          weight.scale = memory.back();
+          memory.emplace_back(DType::kI8, Shape{weight.out_features, groups});
+          for (int64_t i = 0; i < weight.out_features * groups; ++i)
+            memory.back().view().as<int8_t>()[i] = static_cast<int8_t>(pick(-8, 7));
+          weight.zero_point = memory.back();
+        } else {
+          memory.push_back(normal(one.dtype, {weight.out_features, weight.in_features}, 0.1f));
+          weight.dense = memory.back();
+        }
         host[which].push_back(weight);
-        weight.dense.data = upload(dense.back());
-        device[which].push_back(weight);
       }
-    for (auto& weights : host)
-      for (size_t e = 0; e < weights.size(); ++e)
-        weights[e].dense.data =
-            dense[static_cast<size_t>(&weights - host) * kExperts + e].view().data;
-    for (const int tokens : {0, 1, 7}) {
-      const HostTensor x = normal(dtype, {tokens, kHidden});
+    Arena counter;
+    for (const auto& weights : host)
+      for (const LinearWeight& weight : weights) gpu_->prepare_linear(weight, counter);
+    const DeviceMemory on_gpu_memory = gpu_->allocate(2 * counter.used(), "test").value();
+    Arena arena(on_gpu_memory.data(), on_gpu_memory.size());
+    std::vector<LinearWeight> device[3];
+    for (int e = 0; e < kExperts; ++e)
+      for (int which = 0; which < 3; ++which) {
+        if (one.spread) arena.allocate(static_cast<size_t>(pick(1, 2000)), "a gap");
+        device[which].push_back(gpu_->prepare_linear(host[which][static_cast<size_t>(e)], arena));
+      }
+    gpu_->end_loading();
+    const bool on_device = one.dtype != DType::kF32 && !one.spread;
+    EXPECT_EQ(gpu_->ops().recordable_moe_tokens(device[0], device[1], device[2]) > 0, on_device);
+    for (const int tokens : {0, 1, 7, 32, 33, 150}) {
+      const HostTensor x = normal(one.dtype, {tokens, one.hidden});
       const HostTensor experts(DType::kI32, {tokens, 2});
       const HostTensor weights(DType::kF32, {tokens, 2});
       for (int i = 0; i < 2 * tokens; ++i) {
         experts.view().as<int32_t>()[i] = pick(0, kExperts - 1);
         weights.view().as<float>()[i] = 0.25f + 0.5f * static_cast<float>(i % 2);
       }
-      const HostTensor scratch(DType::kF32, {3, kIntermediate});
-      const HostTensor out(dtype, {tokens, kHidden});
-      reference_->ops().moe_mlp(x, experts, weights, host[0].data(), host[1].data(), host[2].data(),
-                                scratch, out);
+      for (int t = 0; t < tokens; ++t)  // the router chooses none twice
+        if (auto* chosen = experts.view().as<int32_t>() + 2 * t; chosen[0] == chosen[1])
+          chosen[1] = (chosen[0] + 1) % kExperts;
+      const HostTensor scratch(DType::kF32, {3, std::max(one.hidden, one.intermediate)});
+      const HostTensor out(one.dtype, {tokens, one.hidden});
+      reference_->ops().moe_mlp(x, experts, weights, host[0], host[1], host[2], scratch, out);
       const auto on_gpu = [&](const HostTensor& tensor) {
         Tensor view = tensor.view();
         view.data = upload(tensor);
@@ -428,12 +465,14 @@ TEST_F(CudaMixers, ExpertMlpsEqualTheReference) {
       const Tensor gpu_out = on_gpu(out);
       NB_CUDA(cudaMemset(gpu_out.data, 0xff, gpu_out.num_bytes()));
       NB_CUDA(cudaDeviceSynchronize());
-      gpu_->ops().moe_mlp(on_gpu(x), on_gpu(experts), on_gpu(weights), device[0].data(),
-                          device[1].data(), device[2].data(), on_gpu(scratch), gpu_out);
-      const HostTensor actual(dtype, {tokens, kHidden});
+      gpu_->ops().moe_mlp(on_gpu(x), on_gpu(experts), on_gpu(weights), device[0], device[1],
+                          device[2], on_gpu(scratch), gpu_out);
+      const HostTensor actual(one.dtype, {tokens, one.hidden});
       gpu_->synchronize();
       download(actual, gpu_out.data);
-      EXPECT_LT(relative_error(actual.floats(), out.floats()), dtype == DType::kF32 ? 1e-5 : 1e-2);
+      EXPECT_LT(relative_error(actual.floats(), out.floats()),
+                one.dtype == DType::kF32 ? 1e-5 : 1e-2)
+          << tokens << " tokens, " << (one.packed ? "packed" : "dense");
     }
     memory_.clear();
   }

@@ -7,9 +7,11 @@
 
 #include "device/cuda/cuda_check.h"
 #include "device/cuda/elementwise.h"
+#include "device/cuda/linear.h"
 #include "device/cuda/scalar.h"
 #include "device/cuda/workspace.h"
 #include "device/ops.h"
+#include "tensor/arena.h"
 
 namespace nibble::cuda {
 
@@ -43,8 +45,12 @@ class CudaOps final : public Ops {
   void moe_route(const Tensor& logits, int32_t top_k, const Tensor& experts,
                  const Tensor& weights) override;
   void moe_mlp(const Tensor& x, const Tensor& experts, const Tensor& weights,
-               const LinearWeight* gate, const LinearWeight* up, const LinearWeight* down,
-               const Tensor& scratch, const Tensor& out) override;
+               std::span<const LinearWeight> gate, std::span<const LinearWeight> up,
+               std::span<const LinearWeight> down, const Tensor& scratch,
+               const Tensor& out) override;
+  int64_t recordable_moe_tokens(std::span<const LinearWeight> gate,
+                                std::span<const LinearWeight> up,
+                                std::span<const LinearWeight> down) const override;
   void argmax(const Tensor& logits, const Tensor& ids) override;
 
   // Fused forms: one launch each where shapes and types allow.
@@ -56,9 +62,17 @@ class CudaOps final : public Ops {
   void attention_inputs(const AttentionInputsArgs& args, const RaggedBatch& batch) override;
 
  private:
+  bool paired_experts(DType activations, std::span<const LinearWeight> gate,
+                      std::span<const LinearWeight> up, std::span<const LinearWeight> down,
+                      ExpertsLaunch* inner, ExpertsLaunch* outer) const;
+  void moe_mlp_by_expert(const Tensor& x, const Tensor& experts, const Tensor& weights,
+                         std::span<const LinearWeight> gate, std::span<const LinearWeight> up,
+                         std::span<const LinearWeight> down, const Tensor& out, Arena& area);
+
   cudaStream_t stream_;
   Workspace& workspace_;
-  std::vector<int32_t> chosen_experts_;  // moe_mlp's copy of its ids
+  std::vector<int32_t> chosen_experts_;  // moe_mlp_by_expert's copies
+  std::vector<float> expert_weights_;
 };
 
 // RopeArgs without the tensor.

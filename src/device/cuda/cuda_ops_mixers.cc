@@ -1,7 +1,11 @@
 // Attention, convolution, delta rule and experts: tensors to launches.
+#include <algorithm>
+#include <numeric>
+
 #include "device/cuda/attention.h"
 #include "device/cuda/cuda_ops.h"
 #include "device/cuda/gated_delta_net.h"
+#include "device/cuda/linear_weight.h"
 #include "device/cuda/moe.h"
 
 namespace nibble::cuda {
@@ -151,41 +155,190 @@ void CudaOps::moe_route(const Tensor& logits, int32_t top_k, const Tensor& exper
   launch_moe_route(launch, stream_);
 }
 
-// Right before it is fast: the chosen experts are read back, which waits for the stream (and cannot
-// be captured into a graph), and each (token, expert) pair is three products of one row.
+namespace {
+
+// Tokens up to which each (token, expert) pair reads its expert's weights for itself: then nothing
+// is asked of the host. Beyond, the tokens of an expert share them.
+constexpr int64_t kMostPairedTokens = 32;
+// Of the scratch, at its end: rows of the tokens at work and their sums.
+constexpr size_t kExpertScratch = size_t{40} << 20;
+
+// Weights of all experts at equal distances in memory, as a loader lays them; false if they are
+// not.
+bool evenly_spaced(std::span<const LinearWeight> weights, ExpertWeights* experts) {
+  *experts = {};
+  experts->first = weight_of(weights[0]);
+  const auto apart = [](const void* from, const void* to) {
+    return static_cast<const std::byte*>(to) - static_cast<const std::byte*>(from);
+  };
+  for (size_t e = 1; e < weights.size(); ++e) {
+    const Weight weight = weight_of(weights[e]);
+    const Weight& first = experts->first;
+    const int64_t values = apart(first.values, weight.values);
+    const int64_t scales = first.scale == nullptr ? 0 : apart(first.scale, weight.scale);
+    if (e == 1) {
+      experts->values_apart = values;
+      experts->scales_apart = scales;
+    }
+    const auto index = static_cast<int64_t>(e);
+    if (values != index * experts->values_apart || scales != index * experts->scales_apart ||
+        weight.layout != first.layout || weight.type != first.type ||
+        weight.num_groups != first.num_groups)
+      return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+// The products of pairs, without their rows; false where the kernels do not serve them.
+bool CudaOps::paired_experts(DType activations, std::span<const LinearWeight> gate,
+                             std::span<const LinearWeight> up, std::span<const LinearWeight> down,
+                             ExpertsLaunch* inner, ExpertsLaunch* outer) const {
+  *inner = {};
+  *outer = {};
+  inner->x_type = outer->x_type = scalar_of(activations);
+  inner->num_parts = 2;
+  outer->num_parts = 1;
+  return evenly_spaced(gate, &inner->parts[0]) && evenly_spaced(up, &inner->parts[1]) &&
+         evenly_spaced(down, &outer->parts[0]) &&
+         launch_linear_experts(*inner, workspace_, stream_, true) &&
+         launch_linear_experts(*outer, workspace_, stream_, true);
+}
+
+int64_t CudaOps::recordable_moe_tokens(std::span<const LinearWeight> gate,
+                                       std::span<const LinearWeight> up,
+                                       std::span<const LinearWeight> down) const {
+  const DType dtype = gate[0].quantized() ? gate[0].scale.dtype : gate[0].dense.dtype;
+  ExpertsLaunch inner;
+  ExpertsLaunch outer;
+  return paired_experts(dtype, gate, up, down, &inner, &outer) ? kMostPairedTokens : 0;
+}
+
 void CudaOps::moe_mlp(const Tensor& x, const Tensor& experts, const Tensor& weights,
-                      const LinearWeight* gate, const LinearWeight* up, const LinearWeight* down,
-                      const Tensor& scratch, const Tensor& out) {
+                      std::span<const LinearWeight> gate, std::span<const LinearWeight> up,
+                      std::span<const LinearWeight> down, const Tensor& /*scratch*/,
+                      const Tensor& out) {
   if (x.num_elements() == 0) return;
+  Arena area(static_cast<std::byte*>(workspace_.scratch) + workspace_.scratch_size - kExpertScratch,
+             kExpertScratch);
+  ExpertsLaunch inner;
+  ExpertsLaunch outer;
+  if (x.shape[0] > kMostPairedTokens || !paired_experts(x.dtype, gate, up, down, &inner, &outer))
+    return moe_mlp_by_expert(x, experts, weights, gate, up, down, out, area);
+  const int64_t pairs = experts.num_elements();
+  const Tensor g = area.tensor(x.dtype, {pairs, gate[0].out_features}, "experts' gates");
+  const Tensor u = area.tensor(x.dtype, g.shape, "experts' inputs");
+  const Tensor y = area.tensor(x.dtype, {pairs, x.shape[1]}, "experts' outputs");
+  inner.x = x.data;
+  inner.pairs_per_row = int_of(experts.shape[1]);
+  inner.parts[0].out = g.data;
+  inner.parts[1].out = u.data;
+  outer.x = g.data;
+  outer.pairs_per_row = 1;
+  outer.parts[0].out = y.data;
+  for (ExpertsLaunch* launch : {&inner, &outer}) {
+    launch->experts = experts.as<const int32_t>();
+    launch->num_pairs = int_of(pairs);
+  }
+  NB_CHECK(launch_linear_experts(inner, workspace_, stream_), "experts were promised");
+  silu_mul(g, u, g);
+  NB_CHECK(launch_linear_experts(outer, workspace_, stream_), "experts were promised");
+  launch_expert_join({.y = y.data,
+                      .weights = weights.as<const float>(),
+                      .out = out.data,
+                      .type = scalar_of(x.dtype),
+                      .num_tokens = int_of(x.shape[0]),
+                      .top_k = int_of(experts.shape[1]),
+                      .hidden = int_of(x.shape[1])},
+                     stream_);
+}
+
+// The chosen experts are read back, which waits for the stream and cannot be recorded; then each
+// expert computes all its tokens at once, as many tokens at a time as `area` has room for.
+void CudaOps::moe_mlp_by_expert(const Tensor& x, const Tensor& experts, const Tensor& weights,
+                                std::span<const LinearWeight> gate,
+                                std::span<const LinearWeight> up,
+                                std::span<const LinearWeight> down, const Tensor& out,
+                                Arena& area) {
   const int64_t hidden = x.shape[1];
+  const int64_t inner = gate[0].out_features;
   const int64_t top_k = experts.shape[1];
-  auto* scratch_bytes = static_cast<std::byte*>(scratch.data);
-  const size_t row_bytes = static_cast<size_t>(scratch.shape[1]) * sizeof(float);
   chosen_experts_.resize(static_cast<size_t>(experts.num_elements()));
+  expert_weights_.resize(chosen_experts_.size());
   NB_CUDA(cudaMemcpyAsync(chosen_experts_.data(), experts.data, experts.num_bytes(),
                           cudaMemcpyDeviceToHost, stream_));
+  NB_CUDA(cudaMemcpyAsync(expert_weights_.data(), weights.data, weights.num_bytes(),
+                          cudaMemcpyDeviceToHost, stream_));
   NB_CUDA(cudaStreamSynchronize(stream_));
-  for (int64_t t = 0; t < x.shape[0]; ++t) {
-    for (int64_t i = 0; i < top_k; ++i) {
-      const int32_t e = chosen_experts_[static_cast<size_t>(t * top_k + i)];
-      // Rows of scratch: gate; up, then down's result; the f32 sum over experts.
-      const Tensor g{scratch_bytes, x.dtype, {1, gate[e].out_features}};
-      const Tensor u{scratch_bytes + row_bytes, x.dtype, {1, gate[e].out_features}};
-      const Tensor y{scratch_bytes + row_bytes, x.dtype, {1, hidden}};
-      linear(x.rows(t, t + 1), gate[e], g);
-      linear(x.rows(t, t + 1), up[e], u);
-      silu_mul(g, u, g);
-      linear(g, down[e], y);
-      launch_expert_sum({.y = y.data,
-                         .weight = weights.as<const float>() + t * top_k + i,
-                         .sum = reinterpret_cast<float*>(scratch_bytes + 2 * row_bytes),
-                         .out = out.rows(t, t + 1).data,
+  // The products take their own scratch from what is left.
+  Workspace rest = workspace_;
+  rest.scratch_size -= kExpertScratch;
+  const size_t row_bytes = static_cast<size_t>(hidden) * sizeof(float) +
+                           static_cast<size_t>(top_k) * 8 +
+                           2 * static_cast<size_t>(hidden + inner) * dtype_size(x.dtype);
+  const auto piece = static_cast<int64_t>((kExpertScratch - 8 * Arena::kAlignment) / row_bytes);
+  NB_CHECK(piece > 0, "experts of %lld inputs", static_cast<long long>(hidden));
+  std::vector<int32_t> rows;  // of the piece, expert after expert
+  std::vector<float> scales;
+  std::vector<int64_t> end(gate.size());
+  for (int64_t begin = 0; begin < x.shape[0]; begin += piece) {
+    const int64_t tokens = std::min(piece, x.shape[0] - begin);
+    const auto first = static_cast<size_t>(begin * top_k);
+    const auto count = static_cast<size_t>(tokens * top_k);
+    // Counting sort by expert; tokens stay in order.
+    std::ranges::fill(end, 0);
+    for (size_t p = 0; p < count; ++p) ++end[static_cast<size_t>(chosen_experts_[first + p])];
+    std::exclusive_scan(end.begin(), end.end(), end.begin(), int64_t{0});
+    rows.resize(count);
+    scales.resize(count);
+    for (size_t p = 0; p < count; ++p) {
+      const auto at = static_cast<size_t>(end[static_cast<size_t>(chosen_experts_[first + p])]++);
+      rows[at] = static_cast<int32_t>(static_cast<int64_t>(p) / top_k);
+      scales[at] = expert_weights_[first + p];
+    }
+    const size_t mark = area.mark();
+    const auto num_pairs = static_cast<int64_t>(count);
+    const Tensor sums = area.tensor(DType::kF32, {tokens, hidden}, "sums over experts");
+    const Tensor all_rows = area.tensor(DType::kI32, {num_pairs}, "experts' rows");
+    const Tensor all_scales = area.tensor(DType::kF32, {num_pairs}, "experts' weights");
+    const Tensor own = area.tensor(x.dtype, {tokens, hidden}, "an expert's inputs");
+    const Tensor g = area.tensor(x.dtype, {tokens, inner}, "an expert's gates");
+    const Tensor u = area.tensor(x.dtype, {tokens, inner}, "an expert's inner inputs");
+    const Tensor y = area.tensor(x.dtype, {tokens, hidden}, "an expert's outputs");
+    NB_CUDA(cudaMemcpyAsync(all_rows.data, rows.data(), all_rows.num_bytes(),
+                            cudaMemcpyHostToDevice, stream_));
+    NB_CUDA(cudaMemcpyAsync(all_scales.data, scales.data(), all_scales.num_bytes(),
+                            cudaMemcpyHostToDevice, stream_));
+    NB_CUDA(cudaMemsetAsync(sums.data, 0, sums.num_bytes(), stream_));
+    const auto product = [&](const Tensor& from, const LinearWeight& weight, const Tensor& to) {
+      launch_linear({from.data, scalar_of(from.dtype), weight_of(weight), to.data,
+                     scalar_of(to.dtype), from.shape[0]},
+                    rest, stream_);
+    };
+    int64_t start = 0;
+    for (size_t e = 0; e < gate.size(); start = end[e++]) {
+      const int64_t own_tokens = end[e] - start;
+      if (own_tokens == 0) continue;
+      const Tensor xs = own.rows(0, own_tokens);
+      gather_rows(x.rows(begin, begin + tokens), all_rows.as<const int32_t>() + start, xs);
+      const Tensor gates = g.rows(0, own_tokens);
+      product(xs, gate[e], gates);
+      product(xs, up[e], u.rows(0, own_tokens));
+      silu_mul(gates, u.rows(0, own_tokens), gates);
+      product(gates, down[e], y.rows(0, own_tokens));
+      launch_expert_add({.y = y.data,
+                         .rows = all_rows.as<const int32_t>() + start,
+                         .weights = all_scales.as<const float>() + start,
+                         .sums = sums.as<float>(),
                          .type = scalar_of(x.dtype),
-                         .hidden = int_of(hidden),
-                         .first = i == 0,
-                         .last = i + 1 == top_k},
+                         .num_rows = int_of(own_tokens),
+                         .hidden = int_of(hidden)},
                         stream_);
     }
+    launch_round(sums.as<const float>(), out.rows(begin, begin + tokens).data, scalar_of(out.dtype),
+                 tokens * hidden, stream_);
+    area.release(mark);
   }
 }
 

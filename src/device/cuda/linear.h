@@ -64,6 +64,28 @@ constexpr size_t kMostLinearParts = 4;
 void launch_linear_group(const LinearLaunch* parts, int count, const Workspace& workspace,
                          cudaStream_t stream);
 
+// Several rows, each times the weight of an expert that the device has chosen: row p /
+// pairs_per_row of x times the weight of experts[p], for each pair p. Experts' weights lie at equal
+// distances.
+struct ExpertWeights {
+  Weight first;          // of expert 0
+  int64_t values_apart;  // bytes from one expert's values to the next one's
+  int64_t scales_apart;
+  void* out;  // [num_pairs, out] of x_type
+};
+struct ExpertsLaunch {
+  const void* x;  // [num_pairs / pairs_per_row, in]
+  Scalar x_type;
+  const int32_t* experts;  // device, [num_pairs]
+  int num_pairs;
+  int pairs_per_row;
+  ExpertWeights parts[2];  // several products of the same rows
+  int num_parts;
+};
+// False where the kernels of few tokens do not serve the weights; `dry` only asks.
+bool launch_linear_experts(const ExpertsLaunch& args, const Workspace& workspace,
+                           cudaStream_t stream, bool dry = false);
+
 // The paths, each in its file. They return false where they cannot serve the launch.
 bool launch_linear_skinny(const LinearLaunch& args, const Workspace& workspace,
                           cudaStream_t stream);

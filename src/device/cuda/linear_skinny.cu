@@ -412,4 +412,33 @@ bool launch_linear_skinny_group(const LinearLaunch* parts, int count, const Work
   return launch_few(parts[0].x_type, kind, launches, count, workspace, stream);
 }
 
+bool launch_linear_experts(const ExpertsLaunch& args, const Workspace& workspace,
+                           cudaStream_t stream, bool dry) {
+  SkinnyArgs launches[2];
+  Kind kind = Kind::kDense;
+  for (int i = 0; i < args.num_parts; ++i) {
+    const ExpertWeights& part = args.parts[i];
+    LinearLaunch one{};
+    one.x = args.x;
+    one.x_type = args.x_type;
+    one.weight = part.first;
+    one.out_type = args.x_type;
+    Kind own;
+    if (!describe(one, workspace, &launches[i], &own) || (i > 0 && own != kind) ||
+        launches[i].group_shift < 0 || part.values_apart % 16 != 0 || part.scales_apart % 8 != 0)
+      return false;
+    kind = own;
+    launches[i].x = args.x;
+    launches[i].out = part.out;
+    launches[i].num_tokens = 1;
+    launches[i].experts = args.experts;
+    launches[i].values_apart = part.values_apart;
+    launches[i].scales_apart = part.scales_apart;
+    launches[i].pairs_per_row = args.pairs_per_row;
+  }
+  if (dry) return true;
+  return launch_linear_vector(args.x_type, kind, launches, args.num_parts, workspace, stream,
+                              args.num_pairs);
+}
+
 }  // namespace nibble::cuda

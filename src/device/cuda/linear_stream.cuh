@@ -36,6 +36,11 @@ struct SkinnyArgs {
   int units_per_block;  // the piece of a thread block
   float* partials;
   uint32_t* counters;
+  // Of experts; null for one weight. Each pair has its own row tiles; num_tokens is 1.
+  const int32_t* experts;
+  int64_t values_apart;
+  int64_t scales_apart;
+  int pairs_per_row;
 };
 
 // linear_direct.cu: up to kDirectTokens tokens; several products of one x in one launch, `count` at
@@ -44,8 +49,9 @@ bool launch_linear_direct(Scalar type, Kind kind, const SkinnyArgs* parts, int c
                           const Workspace& workspace, cudaStream_t stream);
 // linear_vector.cu: up to kRingTokens tokens; several products of one x in one launch, `count` at
 // most kMostLinearParts. False if the groups are of an odd size or, in several, of different ones.
+// `num_pairs`: of experts.
 bool launch_linear_vector(Scalar type, Kind kind, const SkinnyArgs* parts, int count,
-                          const Workspace& workspace, cudaStream_t stream);
+                          const Workspace& workspace, cudaStream_t stream, int num_pairs = 1);
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
 #define NB_SKINNY_CODE 1
@@ -242,7 +248,7 @@ struct Sums {
       }
   }
   __device__ __forceinline__ void store(const SkinnyArgs& args, int row_tile, int lane,
-                                        int first_token = 0) const {
+                                        int first_token = 0, int64_t first_out = 0) const {
 #pragma unroll
     for (int r = 0; r < kTiles; ++r)
 #pragma unroll
@@ -252,7 +258,7 @@ struct Sums {
           const int64_t row = int64_t{row_tile + r} * 16 + lane / 4 + i / 2 * 8;
           const int token = first_token + 8 * n + lane % 4 * 2 + i % 2;
           if (row >= args.out_features || token >= args.num_tokens) continue;
-          const int64_t at = token * args.out_features + row;
+          const int64_t at = first_out + token * args.out_features + row;
           if (args.out_is_float) {
             static_cast<float*>(args.out)[at] = c[r][n][i];
           } else {

@@ -33,7 +33,7 @@ struct VectorGroup {
   int end[kMostLinearParts];  // blocks of this part and those before it; INT_MAX from the last
 };
 
-template <class T, class Shape>
+template <class T, class Shape, bool kExperts>
 __global__ void __launch_bounds__(kWarps * 32, Shape::kBlocks)
     vector_kernel(const __grid_constant__ VectorGroup group) {
 #if NB_SKINNY_CODE
@@ -44,7 +44,21 @@ __global__ void __launch_bounds__(kWarps * 32, Shape::kBlocks)
   int part = 0;
   while (static_cast<int>(blockIdx.x) >= group.end[part]) ++part;
   const SkinnyArgs& args = group.parts[part];
-  const int row_tile = static_cast<int>(blockIdx.x) - (part == 0 ? 0 : group.end[part - 1]);
+  int row_tile = static_cast<int>(blockIdx.x) - (part == 0 ? 0 : group.end[part - 1]);
+  const auto* all_values = static_cast<const char*>(args.values);
+  const auto* all_scales = static_cast<const char*>(args.scale);
+  const auto* all_x = static_cast<const char*>(args.x);
+  int64_t first_out = 0;
+  if constexpr (kExperts) {
+    const int pair = row_tile / args.row_tiles;
+    row_tile -= pair * args.row_tiles;
+    wait_for_previous_kernel();  // which may have chosen the experts
+    const int64_t expert = *static_cast<const volatile int32_t*>(args.experts + pair);
+    all_values += expert * args.values_apart;
+    all_scales += expert * args.scales_apart;
+    all_x += pair / args.pairs_per_row * args.in_features * 2;
+    first_out = pair * args.out_features;
+  }
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   char* ring = shared + warp * Shape::kRing;
@@ -58,16 +72,14 @@ __global__ void __launch_bounds__(kWarps * 32, Shape::kBlocks)
   for (int i = 0; i < kPointers; ++i) {
     if constexpr (kind == Kind::kDense) {
       const int64_t row = min(int64_t{row_tile} * 16 + lane / 4 + 8 * i, args.out_features - 1);
-      values[i] = static_cast<const char*>(args.values) +
-                  (row * args.in_features + warp * kUnit + lane % 4 * 8) * 2;
+      values[i] = all_values + (row * args.in_features + warp * kUnit + lane % 4 * 8) * 2;
     } else {
-      values[i] = static_cast<const char*>(args.values) +
-                  (int64_t{row_tile} * args.units_per_row + warp * kUnits) * 512 + lane * 16;
+      values[i] =
+          all_values + (int64_t{row_tile} * args.units_per_row + warp * kUnits) * 512 + lane * 16;
     }
   }
   if constexpr (kind != Kind::kDense)
-    scale = static_cast<const char*>(args.scale) + int64_t{row_tile} * args.num_groups * 64 +
-            lane % Shape::kScaleLanes * 8;
+    scale = all_scales + int64_t{row_tile} * args.num_groups * 64 + lane % Shape::kScaleLanes * 8;
   int fetched = 0;
   char* fetch_stage = ring;
   const auto fetch_next = [&] {
@@ -103,8 +115,8 @@ __global__ void __launch_bounds__(kWarps * 32, Shape::kBlocks)
   wait_for_previous_kernel();
 
   const bool present = lane / 4 < args.num_tokens;
-  const char* x_at = static_cast<const char*>(args.x) +
-                     (lane / 4 * args.in_features + warp * kUnits * kUnit + lane % 4 * 8) * 2;
+  const char* x_at =
+      all_x + (lane / 4 * args.in_features + warp * kUnits * kUnit + lane % 4 * 8) * 2;
   Activations ahead[kUnits];
 #pragma unroll
   for (int u = 0; u < kUnits; ++u) ahead[u].read(x_at + u * kUnit * 2, present && count > 0);
@@ -159,23 +171,23 @@ __global__ void __launch_bounds__(kWarps * 32, Shape::kBlocks)
 #pragma unroll
   for (int w = 0; w < kWarps; ++w)
     total.add_shared(reinterpret_cast<const float*>(parts + w * 32), lane);
-  total.store(args, row_tile, lane);
+  total.store(args, row_tile, lane, 0, first_out);
 #endif
 }
 
-template <class T, class Shape>
-void launch_vector(const SkinnyArgs* parts, int count, const Workspace& workspace,
+template <class T, class Shape, bool kExperts>
+void launch_vector(const SkinnyArgs* parts, int count, int num_pairs, const Workspace& workspace,
                    cudaStream_t stream) {
   VectorGroup group;
   int blocks = 0;
   for (int i = 0; i < static_cast<int>(kMostLinearParts); ++i) {
     if (i < count) {
       group.parts[i] = parts[i];
-      blocks += parts[i].row_tiles;
+      blocks += parts[i].row_tiles * num_pairs;
     }
     group.end[i] = i + 1 < count ? blocks : INT_MAX;
   }
-  const auto kernel = vector_kernel<T, Shape>;
+  const auto kernel = vector_kernel<T, Shape, kExperts>;
   static const bool ready = [&] {
     NB_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(Shape::kShared)));
@@ -191,33 +203,35 @@ bool takes_wide(const SkinnyArgs& args) {
 }
 
 template <class T>
-void launch(Kind kind, const SkinnyArgs* parts, int count, const Workspace& workspace,
-            cudaStream_t stream) {
+void launch(Kind kind, const SkinnyArgs* parts, int count, int num_pairs,
+            const Workspace& workspace, cudaStream_t stream) {
+  const auto of_shape = [&](auto shape) {
+    using Shape = decltype(shape);
+    if (parts[0].experts != nullptr)
+      return launch_vector<T, Shape, true>(parts, count, num_pairs, workspace, stream);
+    launch_vector<T, Shape, false>(parts, count, 1, workspace, stream);
+  };
   switch (kind) {
     case Kind::kW4:
-      if (takes_wide(parts[0]))
-        return launch_vector<T, VectorShape<Kind::kW4, true>>(parts, count, workspace, stream);
-      return launch_vector<T, VectorShape<Kind::kW4, false>>(parts, count, workspace, stream);
-    case Kind::kW4Group32:
-      return launch_vector<T, VectorShape<Kind::kW4Group32, false>>(parts, count, workspace,
-                                                                    stream);
-    case Kind::kDense:
-      return launch_vector<T, VectorShape<Kind::kDense, false>>(parts, count, workspace, stream);
+      if (takes_wide(parts[0])) return of_shape(VectorShape<Kind::kW4, true>{});
+      return of_shape(VectorShape<Kind::kW4, false>{});
+    case Kind::kW4Group32: return of_shape(VectorShape<Kind::kW4Group32, false>{});
+    case Kind::kDense: return of_shape(VectorShape<Kind::kDense, false>{});
   }
 }
 
 }  // namespace
 
 bool launch_linear_vector(Scalar type, Kind kind, const SkinnyArgs* parts, int count,
-                          const Workspace& workspace, cudaStream_t stream) {
+                          const Workspace& workspace, cudaStream_t stream, int num_pairs) {
   for (int i = 0; i < count; ++i)
     if (parts[i].num_tokens > kRingTokens || parts[i].group_shift < 0 ||
         takes_wide(parts[i]) != takes_wide(parts[0]))
       return false;
   if (type == Scalar::kBF16) {
-    launch<BFloat>(kind, parts, count, workspace, stream);
+    launch<BFloat>(kind, parts, count, num_pairs, workspace, stream);
   } else {
-    launch<Half>(kind, parts, count, workspace, stream);
+    launch<Half>(kind, parts, count, num_pairs, workspace, stream);
   }
   return true;
 }

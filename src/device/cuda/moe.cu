@@ -1,4 +1,5 @@
-// Expert routing: a warp per token holds its logits in registers and picks the largest top_k times.
+// Expert routing, and sums over experts. Routing: a warp per token holds its logits in registers
+// and picks the largest top_k times.
 #include "device/cuda/moe.h"
 
 #include "device/cuda/scalar.cuh"
@@ -51,25 +52,62 @@ __global__ void route_kernel(MoeRouteLaunch route) {
 }
 
 template <class T>
-__global__ void expert_sum_kernel(ExpertSumLaunch args) {
+__global__ void expert_join_kernel(ExpertJoinLaunch args) {
   const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  const int64_t token = blockIdx.y;
   if (i >= args.hidden) return;
-  float sum = *args.weight * to_float(static_cast<const T*>(args.y)[i]);
-  if (!args.first) sum += args.sum[i];
-  if (args.last) {
-    static_cast<T*>(args.out)[i] = Round<T>::of(sum);
-  } else {
-    args.sum[i] = sum;
-  }
+  const T* y = static_cast<const T*>(args.y) + token * args.top_k * args.hidden;
+  float sum = 0;
+  for (int k = 0; k < args.top_k; ++k)
+    sum += args.weights[token * args.top_k + k] * to_float(y[int64_t{k} * args.hidden + i]);
+  static_cast<T*>(args.out)[token * args.hidden + i] = Round<T>::of(sum);
+}
+
+template <class T>
+__global__ void expert_add_kernel(ExpertAddLaunch args) {
+  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  const int64_t row = blockIdx.y;
+  if (i >= args.hidden) return;
+  args.sums[int64_t{args.rows[row]} * args.hidden + i] +=
+      args.weights[row] * to_float(static_cast<const T*>(args.y)[row * args.hidden + i]);
+}
+
+template <class T>
+__global__ void round_kernel(const float* from, T* to, int64_t count) {
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i < count) to[i] = Round<T>::of(from[i]);
 }
 
 }  // namespace
 
-void launch_expert_sum(const ExpertSumLaunch& args, cudaStream_t stream) {
+void launch_expert_join(const ExpertJoinLaunch& args, cudaStream_t stream) {
+  if (args.num_tokens == 0) return;
   with_type(args.type, [&](auto type) {
     using T = typename decltype(type)::type;
-    expert_sum_kernel<T>
-        <<<static_cast<unsigned>((args.hidden + 255) / 256), 256, 0, stream>>>(args);
+    expert_join_kernel<T><<<dim3(static_cast<unsigned>((args.hidden + 255) / 256),
+                                 static_cast<unsigned>(args.num_tokens)),
+                            256, 0, stream>>>(args);
+    NB_CUDA_LAUNCHED();
+  });
+}
+
+void launch_expert_add(const ExpertAddLaunch& args, cudaStream_t stream) {
+  if (args.num_rows == 0) return;
+  with_type(args.type, [&](auto type) {
+    using T = typename decltype(type)::type;
+    expert_add_kernel<T><<<dim3(static_cast<unsigned>((args.hidden + 255) / 256),
+                                static_cast<unsigned>(args.num_rows)),
+                           256, 0, stream>>>(args);
+    NB_CUDA_LAUNCHED();
+  });
+}
+
+void launch_round(const float* from, void* to, Scalar type, int64_t count, cudaStream_t stream) {
+  if (count == 0) return;
+  with_type(type, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    round_kernel<<<static_cast<unsigned>((count + 255) / 256), 256, 0, stream>>>(
+        from, static_cast<T*>(to), count);
     NB_CUDA_LAUNCHED();
   });
 }

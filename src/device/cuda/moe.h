@@ -18,17 +18,31 @@ struct MoeRouteLaunch {
 };
 void launch_moe_route(const MoeRouteLaunch& route, cudaStream_t stream);
 
-// One expert's contribution to one token: sum (=|+=) *weight * y, and after the last out = sum.
-struct ExpertSumLaunch {
-  const void* y;        // [hidden] of type
-  const float* weight;  // device
-  float* sum;           // [hidden]
-  void* out;            // [hidden] of type
+// out[t] = sum over i of weights[t, i] * y[t * top_k + i], in f32 and in that order.
+struct ExpertJoinLaunch {
+  const void* y;         // [num_tokens * top_k, hidden] of type
+  const float* weights;  // device, [num_tokens, top_k]
+  void* out;             // [num_tokens, hidden] of type
   Scalar type;
+  int32_t num_tokens;
+  int32_t top_k;
   int32_t hidden;
-  bool first;
-  bool last;
 };
-void launch_expert_sum(const ExpertSumLaunch& args, cudaStream_t stream);
+void launch_expert_join(const ExpertJoinLaunch& args, cudaStream_t stream);
+
+// sums[rows[r]] += weights[r] * y[r]; no row twice.
+struct ExpertAddLaunch {
+  const void* y;         // [num_rows, hidden] of type
+  const int32_t* rows;   // device
+  const float* weights;  // device
+  float* sums;           // [num_tokens, hidden]
+  Scalar type;
+  int32_t num_rows;
+  int32_t hidden;
+};
+void launch_expert_add(const ExpertAddLaunch& args, cudaStream_t stream);
+
+// to = from, rounded.
+void launch_round(const float* from, void* to, Scalar type, int64_t count, cudaStream_t stream);
 
 }  // namespace nibble::cuda

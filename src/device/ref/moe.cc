@@ -35,8 +35,8 @@ void RefOps::moe_route(const Tensor& logits, int32_t top_k, const Tensor& expert
 }
 
 void RefOps::moe_mlp(const Tensor& x, const Tensor& experts, const Tensor& weights,
-                     const LinearWeight* gate, const LinearWeight* up, const LinearWeight* down,
-                     const Tensor& scratch, const Tensor& out) {
+                     std::span<const LinearWeight> gate, std::span<const LinearWeight> up,
+                     std::span<const LinearWeight> down, const Tensor& scratch, const Tensor& out) {
   if (x.num_elements() == 0) return;
   const int64_t hidden = x.shape[1];
   const int64_t top_k = experts.shape[1];
@@ -49,7 +49,7 @@ void RefOps::moe_mlp(const Tensor& x, const Tensor& experts, const Tensor& weigh
     for (int64_t t = 0; t < x.shape[0]; ++t) {
       sum.assign(static_cast<size_t>(hidden), 0.0f);
       for (int64_t i = 0; i < top_k; ++i) {
-        const int32_t e = experts.as<const int32_t>()[t * top_k + i];
+        const auto e = static_cast<size_t>(experts.as<const int32_t>()[t * top_k + i]);
         const int64_t intermediate = gate[e].out_features;
         const Tensor g{scratch_bytes, act, {1, intermediate}};
         const Tensor u{scratch_bytes + row_bytes, act, {1, intermediate}};

@@ -345,8 +345,9 @@ void CheckedOps::moe_route(const Tensor& logits, int32_t top_k, const Tensor& ex
 }
 
 void CheckedOps::moe_mlp(const Tensor& x, const Tensor& experts, const Tensor& weights,
-                         const LinearWeight* gate, const LinearWeight* up, const LinearWeight* down,
-                         const Tensor& scratch, const Tensor& out) {
+                         std::span<const LinearWeight> gate, std::span<const LinearWeight> up,
+                         std::span<const LinearWeight> down, const Tensor& scratch,
+                         const Tensor& out) {
   const Call call("moe_mlp");
   call.rank("x", x, 2);
   call.activation("x", x);
@@ -360,7 +361,8 @@ void CheckedOps::moe_mlp(const Tensor& x, const Tensor& experts, const Tensor& w
   call.that(x.data != out.data || x.num_elements() == 0, "out is x");
   call.dtype("scratch", scratch, DType::kF32);
   for (int64_t i = 0; i < experts.num_elements(); ++i) {
-    const int32_t e = experts.as<const int32_t>()[i];
+    const auto e = static_cast<size_t>(experts.as<const int32_t>()[i]);
+    call.that(e < gate.size() && e < up.size() && e < down.size(), "no such expert");
     for (const LinearWeight* weight : {&gate[e], &up[e], &down[e]}) call.weight(*weight);
     call.that(gate[e].in_features == x.shape[1] && up[e].in_features == x.shape[1] &&
                   down[e].out_features == x.shape[1],

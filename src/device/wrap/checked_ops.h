@@ -34,8 +34,9 @@ class CheckedOps final : public ForwardingOps {
   void moe_route(const Tensor& logits, int32_t top_k, const Tensor& experts,
                  const Tensor& weights) override;
   void moe_mlp(const Tensor& x, const Tensor& experts, const Tensor& weights,
-               const LinearWeight* gate, const LinearWeight* up, const LinearWeight* down,
-               const Tensor& scratch, const Tensor& out) override;
+               std::span<const LinearWeight> gate, std::span<const LinearWeight> up,
+               std::span<const LinearWeight> down, const Tensor& scratch,
+               const Tensor& out) override;
   void argmax(const Tensor& logits, const Tensor& ids) override;
 };
 

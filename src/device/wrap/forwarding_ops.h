@@ -60,8 +60,9 @@ class ForwardingOps : public Ops {
     inner_.moe_route(logits, top_k, experts, weights);
   }
   void moe_mlp(const Tensor& x, const Tensor& experts, const Tensor& weights,
-               const LinearWeight* gate, const LinearWeight* up, const LinearWeight* down,
-               const Tensor& scratch, const Tensor& out) override {
+               std::span<const LinearWeight> gate, std::span<const LinearWeight> up,
+               std::span<const LinearWeight> down, const Tensor& scratch,
+               const Tensor& out) override {
     inner_.moe_mlp(x, experts, weights, gate, up, down, scratch, out);
   }
   void argmax(const Tensor& logits, const Tensor& ids) override { inner_.argmax(logits, ids); }

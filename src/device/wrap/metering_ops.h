@@ -94,9 +94,9 @@ class MeteringOps final : public Ops {
     num_experts_ = logits.shape[1];
   }
   // Experts read: the number expected when tokens route uniformly.
-  void moe_mlp(const Tensor& x, const Tensor& experts, const Tensor&, const LinearWeight* gate,
-               const LinearWeight* up, const LinearWeight* down, const Tensor&,
-               const Tensor&) override {
+  void moe_mlp(const Tensor& x, const Tensor& experts, const Tensor&,
+               std::span<const LinearWeight> gate, std::span<const LinearWeight> up,
+               std::span<const LinearWeight> down, const Tensor&, const Tensor&) override {
     const int64_t num_tokens = x.shape[0];
     const int64_t top_k = experts.shape[1];
     if (num_tokens == 0 || num_experts_ == 0) return;
@@ -104,7 +104,7 @@ class MeteringOps final : public Ops {
         std::pow(1.0 - static_cast<double>(top_k) / static_cast<double>(num_experts_),
                  static_cast<double>(num_tokens));
     const double touched = static_cast<double>(num_experts_) * (1.0 - missed);
-    for (const LinearWeight* weight : {gate, up, down}) {
+    for (const LinearWeight* weight : {gate.data(), up.data(), down.data()}) {
       cost_.linear_flops += 2 * num_tokens * top_k * weight->in_features * weight->out_features;
       cost_.linear_weight_bytes +=
           static_cast<int64_t>(touched * static_cast<double>(weight->num_bytes()));

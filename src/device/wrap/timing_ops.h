@@ -83,8 +83,9 @@ class TimingOps final : public ForwardingOps {
     time(OpClass::kMoe, [&] { ForwardingOps::moe_route(logits, top_k, experts, weights); });
   }
   void moe_mlp(const Tensor& x, const Tensor& experts, const Tensor& weights,
-               const LinearWeight* gate, const LinearWeight* up, const LinearWeight* down,
-               const Tensor& scratch, const Tensor& out) override {
+               std::span<const LinearWeight> gate, std::span<const LinearWeight> up,
+               std::span<const LinearWeight> down, const Tensor& scratch,
+               const Tensor& out) override {
     time(OpClass::kMoe,
          [&] { ForwardingOps::moe_mlp(x, experts, weights, gate, up, down, scratch, out); });
   }
