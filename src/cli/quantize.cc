@@ -151,9 +151,12 @@ Json layer_event(const LayerSummary& layer, double elapsed_seconds) {
           {"num_layers", layer.num_layers},
           {"resumed", layer.resumed},
           {"smoothing_check", layer.smoothing_check},
+          {"loading_seconds", layer.loading_seconds},
+          {"recording_seconds", layer.recording_seconds},
           {"search_seconds", layer.search_seconds},
           {"rounding_seconds", layer.rounding_seconds},
           {"forward_seconds", layer.forward_seconds},
+          {"peak_device_bytes", layer.peak_device_bytes},
           {"elapsed_seconds", elapsed_seconds},
           {"mappings", *layer.mappings}};
 }

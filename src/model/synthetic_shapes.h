@@ -19,8 +19,8 @@ struct SyntheticConfig {
 };
 
 // config.json of a text-only checkpoint of that shape. kInvalidArgument names the nearest known
-// name. The published shapes: model cards and config.json of Qwen3.5/3.6 27B and 35B-A3B and Llama 3.1 8B; the
-// 40B is the 27B with half as many layers again.
+// name. The published shapes: model cards and config.json of Qwen3.5/3.6 27B and 35B-A3B and Llama
+// 3.1 8B; the 40B is the 27B with half as many layers again.
 Result<Json> synthetic_config(std::string_view like, const SyntheticConfig& options);
 
 }  // namespace nibble

@@ -272,8 +272,7 @@ class Calibration {
     if (!(relative <= limit))
       log_warning(
           "layer {}: smoothing alone moves its output by {:.4f} (limit {:.4f}): norm gains too "
-          "small "
-          "for the weights' dtype; --mode best avoids such scales",
+          "small for the weights' dtype; --mode best avoids such scales",
           layer, relative, limit);
     return {};
   }

@@ -130,9 +130,10 @@ class CudaDevice final : public Device {
     if (cudaMalloc(&data, bytes) != cudaSuccess) {
       cudaGetLastError();  // forget it: running out is reported, not fatal
       return make_error(ErrorCode::kOutOfMemory,
-                        "{}: needs {} of GPU memory, {} are free; lower --max-model-len, "
-                        "--max-num-seqs or --gpu-memory-utilization, or stop other programs on "
-                        "this GPU",
+                        "{}: needs {} of GPU memory, {} are free; stop other programs on this "
+                        "GPU, or ask for less: --max-model-len, --max-num-seqs and "
+                        "--gpu-memory-utilization to serve, --max-seq-length or --device cpu to "
+                        "quantize",
                         who, format_bytes(static_cast<double>(bytes)),
                         format_bytes(static_cast<double>(memory().free)));
     }

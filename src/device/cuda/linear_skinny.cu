@@ -415,6 +415,7 @@ bool launch_linear_skinny_group(const LinearLaunch* parts, int count, const Work
 bool launch_linear_experts(const ExpertsLaunch& args, const Workspace& workspace,
                            cudaStream_t stream, bool dry) {
   SkinnyArgs launches[2];
+  ExpertArgs experts{args.experts, args.num_pairs, args.pairs_per_row, {}, {}};
   Kind kind = Kind::kDense;
   for (int i = 0; i < args.num_parts; ++i) {
     const ExpertWeights& part = args.parts[i];
@@ -431,14 +432,12 @@ bool launch_linear_experts(const ExpertsLaunch& args, const Workspace& workspace
     launches[i].x = args.x;
     launches[i].out = part.out;
     launches[i].num_tokens = 1;
-    launches[i].experts = args.experts;
-    launches[i].values_apart = part.values_apart;
-    launches[i].scales_apart = part.scales_apart;
-    launches[i].pairs_per_row = args.pairs_per_row;
+    experts.values_apart[i] = part.values_apart;
+    experts.scales_apart[i] = part.scales_apart;
   }
   if (dry) return true;
   return launch_linear_vector(args.x_type, kind, launches, args.num_parts, workspace, stream,
-                              args.num_pairs);
+                              &experts);
 }
 
 }  // namespace nibble::cuda

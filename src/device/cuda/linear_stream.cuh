@@ -36,11 +36,16 @@ struct SkinnyArgs {
   int units_per_block;  // the piece of a thread block
   float* partials;
   uint32_t* counters;
-  // Of experts; null for one weight. Each pair has its own row tiles; num_tokens is 1.
+};
+
+// Where a product's weights are those of experts, see ExpertsLaunch: num_tokens is 1, and each pair
+// has row tiles of its own.
+struct ExpertArgs {
   const int32_t* experts;
-  int64_t values_apart;
-  int64_t scales_apart;
+  int num_pairs;
   int pairs_per_row;
+  int64_t values_apart[2];  // by part
+  int64_t scales_apart[2];
 };
 
 // linear_direct.cu: up to kDirectTokens tokens; several products of one x in one launch, `count` at
@@ -49,9 +54,10 @@ bool launch_linear_direct(Scalar type, Kind kind, const SkinnyArgs* parts, int c
                           const Workspace& workspace, cudaStream_t stream);
 // linear_vector.cu: up to kRingTokens tokens; several products of one x in one launch, `count` at
 // most kMostLinearParts. False if the groups are of an odd size or, in several, of different ones.
-// `num_pairs`: of experts.
+// With `experts`, of at most two products.
 bool launch_linear_vector(Scalar type, Kind kind, const SkinnyArgs* parts, int count,
-                          const Workspace& workspace, cudaStream_t stream, int num_pairs = 1);
+                          const Workspace& workspace, cudaStream_t stream,
+                          const ExpertArgs* experts = nullptr);
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
 #define NB_SKINNY_CODE 1

@@ -5,6 +5,7 @@
 // kWide: two units at a time under one scale, in groups of 128 or more: the instructions around the
 // dequantization are what limits packed weights here, and this halves them.
 #include <climits>
+#include <type_traits>
 
 #include "device/cuda/linear_stream.cuh"
 #include "device/cuda/overlap.cuh"
@@ -33,9 +34,11 @@ struct VectorGroup {
   int end[kMostLinearParts];  // blocks of this part and those before it; INT_MAX from the last
 };
 
-template <class T, class Shape, bool kExperts>
-__global__ void __launch_bounds__(kWarps * 32, Shape::kBlocks)
-    vector_kernel(const __grid_constant__ VectorGroup group) {
+struct NoExperts {};
+
+// Of the kernel for one weight a part and of that for experts.
+template <class T, class Shape, class Experts>
+__device__ __forceinline__ void vector_body(const VectorGroup& group, const Experts& experts) {
 #if NB_SKINNY_CODE
   constexpr Kind kind = Shape::kind;
   constexpr int kUnits = Shape::kUnits;
@@ -44,21 +47,33 @@ __global__ void __launch_bounds__(kWarps * 32, Shape::kBlocks)
   int part = 0;
   while (static_cast<int>(blockIdx.x) >= group.end[part]) ++part;
   const SkinnyArgs& args = group.parts[part];
+  constexpr bool kExperts = std::is_same_v<Experts, ExpertArgs>;
   int row_tile = static_cast<int>(blockIdx.x) - (part == 0 ? 0 : group.end[part - 1]);
-  const auto* all_values = static_cast<const char*>(args.values);
-  const auto* all_scales = static_cast<const char*>(args.scale);
-  const auto* all_x = static_cast<const char*>(args.x);
-  int64_t first_out = 0;
+  int pair = 0;
+  int64_t expert = 0;
   if constexpr (kExperts) {
-    const int pair = row_tile / args.row_tiles;
+    pair = row_tile / args.row_tiles;
     row_tile -= pair * args.row_tiles;
     wait_for_previous_kernel();  // which may have chosen the experts
-    const int64_t expert = *static_cast<const volatile int32_t*>(args.experts + pair);
-    all_values += expert * args.values_apart;
-    all_scales += expert * args.scales_apart;
-    all_x += pair / args.pairs_per_row * args.in_features * 2;
-    first_out = pair * args.out_features;
+    expert = *static_cast<const volatile int32_t*>(experts.experts + pair);
   }
+  // Not variables: held from here on they cost the kernel without experts 40 instructions, and
+  // decoding at batch 1 one percent.
+  const auto all_values = [&] {
+    if constexpr (kExperts)
+      return static_cast<const char*>(args.values) + expert * experts.values_apart[part];
+    return static_cast<const char*>(args.values);
+  };
+  const auto all_scales = [&] {
+    if constexpr (kExperts)
+      return static_cast<const char*>(args.scale) + expert * experts.scales_apart[part];
+    return static_cast<const char*>(args.scale);
+  };
+  const auto all_x = [&] {
+    if constexpr (kExperts)
+      return static_cast<const char*>(args.x) + pair / experts.pairs_per_row * args.in_features * 2;
+    return static_cast<const char*>(args.x);
+  };
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   char* ring = shared + warp * Shape::kRing;
@@ -72,14 +87,14 @@ __global__ void __launch_bounds__(kWarps * 32, Shape::kBlocks)
   for (int i = 0; i < kPointers; ++i) {
     if constexpr (kind == Kind::kDense) {
       const int64_t row = min(int64_t{row_tile} * 16 + lane / 4 + 8 * i, args.out_features - 1);
-      values[i] = all_values + (row * args.in_features + warp * kUnit + lane % 4 * 8) * 2;
+      values[i] = all_values() + (row * args.in_features + warp * kUnit + lane % 4 * 8) * 2;
     } else {
       values[i] =
-          all_values + (int64_t{row_tile} * args.units_per_row + warp * kUnits) * 512 + lane * 16;
+          all_values() + (int64_t{row_tile} * args.units_per_row + warp * kUnits) * 512 + lane * 16;
     }
   }
   if constexpr (kind != Kind::kDense)
-    scale = all_scales + int64_t{row_tile} * args.num_groups * 64 + lane % Shape::kScaleLanes * 8;
+    scale = all_scales() + int64_t{row_tile} * args.num_groups * 64 + lane % Shape::kScaleLanes * 8;
   int fetched = 0;
   char* fetch_stage = ring;
   const auto fetch_next = [&] {
@@ -116,7 +131,7 @@ __global__ void __launch_bounds__(kWarps * 32, Shape::kBlocks)
 
   const bool present = lane / 4 < args.num_tokens;
   const char* x_at =
-      all_x + (lane / 4 * args.in_features + warp * kUnits * kUnit + lane % 4 * 8) * 2;
+      all_x() + (lane / 4 * args.in_features + warp * kUnits * kUnit + lane % 4 * 8) * 2;
   Activations ahead[kUnits];
 #pragma unroll
   for (int u = 0; u < kUnits; ++u) ahead[u].read(x_at + u * kUnit * 2, present && count > 0);
@@ -171,13 +186,27 @@ __global__ void __launch_bounds__(kWarps * 32, Shape::kBlocks)
 #pragma unroll
   for (int w = 0; w < kWarps; ++w)
     total.add_shared(reinterpret_cast<const float*>(parts + w * 32), lane);
-  total.store(args, row_tile, lane, 0, first_out);
+  total.store(args, row_tile, lane, 0, pair * args.out_features);
 #endif
 }
 
-template <class T, class Shape, bool kExperts>
-void launch_vector(const SkinnyArgs* parts, int count, int num_pairs, const Workspace& workspace,
-                   cudaStream_t stream) {
+template <class T, class Shape>
+__global__ void __launch_bounds__(kWarps * 32, Shape::kBlocks)
+    vector_kernel(const __grid_constant__ VectorGroup group) {
+  vector_body<T, Shape>(group, NoExperts{});
+}
+template <class T, class Shape>
+__global__ void __launch_bounds__(kWarps * 32, Shape::kBlocks)
+    expert_kernel(const __grid_constant__ VectorGroup group,
+                  const __grid_constant__ ExpertArgs experts) {
+  vector_body<T, Shape>(group, experts);
+}
+
+// `experts`: nothing, or one ExpertArgs.
+template <class T, class Shape, class... Experts>
+void launch_vector(const SkinnyArgs* parts, int count, const Workspace& workspace,
+                   cudaStream_t stream, const Experts&... experts) {
+  const int num_pairs = (1 * ... * experts.num_pairs);
   VectorGroup group;
   int blocks = 0;
   for (int i = 0; i < static_cast<int>(kMostLinearParts); ++i) {
@@ -187,7 +216,13 @@ void launch_vector(const SkinnyArgs* parts, int count, int num_pairs, const Work
     }
     group.end[i] = i + 1 < count ? blocks : INT_MAX;
   }
-  const auto kernel = vector_kernel<T, Shape, kExperts>;
+  const auto kernel = [] {
+    if constexpr (sizeof...(Experts) == 0) {
+      return vector_kernel<T, Shape>;
+    } else {
+      return expert_kernel<T, Shape>;
+    }
+  }();
   static const bool ready = [&] {
     NB_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(Shape::kShared)));
@@ -195,7 +230,7 @@ void launch_vector(const SkinnyArgs* parts, int count, int num_pairs, const Work
   }();
   static_cast<void>(ready);
   launch_overlapped(kernel, static_cast<unsigned>(blocks), kWarps * 32, Shape::kShared, stream,
-                    workspace.compute_capability, group);
+                    workspace.compute_capability, group, experts...);
 }
 
 bool takes_wide(const SkinnyArgs& args) {
@@ -203,13 +238,13 @@ bool takes_wide(const SkinnyArgs& args) {
 }
 
 template <class T>
-void launch(Kind kind, const SkinnyArgs* parts, int count, int num_pairs,
+void launch(Kind kind, const SkinnyArgs* parts, int count, const ExpertArgs* experts,
             const Workspace& workspace, cudaStream_t stream) {
   const auto of_shape = [&](auto shape) {
     using Shape = decltype(shape);
-    if (parts[0].experts != nullptr)
-      return launch_vector<T, Shape, true>(parts, count, num_pairs, workspace, stream);
-    launch_vector<T, Shape, false>(parts, count, 1, workspace, stream);
+    if (experts != nullptr)
+      return launch_vector<T, Shape>(parts, count, workspace, stream, *experts);
+    launch_vector<T, Shape>(parts, count, workspace, stream);
   };
   switch (kind) {
     case Kind::kW4:
@@ -223,15 +258,16 @@ void launch(Kind kind, const SkinnyArgs* parts, int count, int num_pairs,
 }  // namespace
 
 bool launch_linear_vector(Scalar type, Kind kind, const SkinnyArgs* parts, int count,
-                          const Workspace& workspace, cudaStream_t stream, int num_pairs) {
+                          const Workspace& workspace, cudaStream_t stream,
+                          const ExpertArgs* experts) {
   for (int i = 0; i < count; ++i)
     if (parts[i].num_tokens > kRingTokens || parts[i].group_shift < 0 ||
         takes_wide(parts[i]) != takes_wide(parts[0]))
       return false;
   if (type == Scalar::kBF16) {
-    launch<BFloat>(kind, parts, count, num_pairs, workspace, stream);
+    launch<BFloat>(kind, parts, count, experts, workspace, stream);
   } else {
-    launch<Half>(kind, parts, count, num_pairs, workspace, stream);
+    launch<Half>(kind, parts, count, experts, workspace, stream);
   }
   return true;
 }
