@@ -37,18 +37,17 @@ Result<OwnedTensor> OwnedTensor::on_disk(const fs::path& folder, DType dtype, Sh
 }
 
 Result<OwnedTensor> OwnedTensor::on(Device& device, DType dtype, Shape shape, const char* who) {
-  OwnedTensor tensor;
-  tensor.view_ = {nullptr, dtype, shape};
-  NB_TRY(tensor.memory_, device.allocate(tensor.view_.num_bytes(), who));
-  tensor.view_.data = tensor.memory_.data();
-  return tensor;
+  return in(device.allocate(Tensor{nullptr, dtype, shape}.num_bytes(), who), dtype, shape);
 }
 
 Result<OwnedTensor> OwnedTensor::beside(Device& device, DType dtype, Shape shape, const char* who) {
+  return in(device.allocate_host(Tensor{nullptr, dtype, shape}.num_bytes(), who), dtype, shape);
+}
+
+Result<OwnedTensor> OwnedTensor::in(Result<DeviceMemory> memory, DType dtype, Shape shape) {
   OwnedTensor tensor;
-  tensor.view_ = {nullptr, dtype, shape};
-  NB_TRY(tensor.memory_, device.allocate_host(tensor.view_.num_bytes(), who));
-  tensor.view_.data = tensor.memory_.data();
+  NB_TRY(tensor.memory_, std::move(memory));
+  tensor.view_ = {tensor.memory_.data(), dtype, shape};
   return tensor;
 }
 

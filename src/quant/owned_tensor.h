@@ -30,6 +30,8 @@ class OwnedTensor {
   bool empty() const { return view_.data == nullptr; }
 
  private:
+  static Result<OwnedTensor> in(Result<DeviceMemory> memory, DType dtype, Shape shape);
+
   std::vector<std::byte> bytes_;
   std::shared_ptr<std::byte> mapped_;
   DeviceMemory memory_;
