@@ -43,28 +43,17 @@ void CudaQuantOps::to_host(std::span<T> to, const T* from) {
   NB_CUDA(cudaMemcpyAsync(to.data(), from, to.size_bytes(), cudaMemcpyDeviceToHost, stream_));
 }
 
-uint32_t* CudaQuantOps::cleared_flag() {
-  auto* flag = flags_.reserve<uint32_t>(2);
-  NB_CUDA(cudaMemsetAsync(flag, 0, sizeof(uint32_t), stream_));
-  return flag;
+template <class T>
+T* CudaQuantOps::cleared(GrowingBuffer& buffer, int64_t count) {
+  T* first = buffer.reserve<T>(count);
+  NB_CUDA(cudaMemsetAsync(first, 0, sizeof(T), stream_));
+  return first;
 }
 
-uint32_t CudaQuantOps::flag_value() {
-  uint32_t value = 0;
-  to_host(std::span(&value, 1), flags_.reserve<uint32_t>(2));
-  NB_CUDA(cudaStreamSynchronize(stream_));
-  return value;
-}
-
-double* CudaQuantOps::cleared_sum() {
-  auto* sum = sums_.reserve<double>(1 + kPartialSums);
-  NB_CUDA(cudaMemsetAsync(sum, 0, sizeof(double), stream_));
-  return sum;
-}
-
-double CudaQuantOps::sum_value() {
-  double value = 0;
-  to_host(std::span(&value, 1), sums_.reserve<double>(1));
+template <class T>
+T CudaQuantOps::value_of(GrowingBuffer& buffer) {
+  T value = 0;
+  to_host(std::span(&value, 1), buffer.reserve<T>(1));
   NB_CUDA(cudaStreamSynchronize(stream_));
   return value;
 }
@@ -125,8 +114,8 @@ void CudaQuantOps::add_group_shares(const Tensor& weight, const QuantFormat& for
 }
 
 bool CudaQuantOps::all_finite(const Tensor& weight) {
-  launch_find_not_finite(view_of(weight), cleared_flag(), stream_);
-  return flag_value() == 0;
+  launch_find_not_finite(view_of(weight), cleared<uint32_t>(flags_, 2), stream_);
+  return value_of<uint32_t>(flags_) == 0;
 }
 
 void CudaQuantOps::round(const Tensor& weight, const QuantFormat& format, const RangeSearch& search,
@@ -170,12 +159,12 @@ bool CudaQuantOps::trial_weight(const Tensor& weight, std::span<const double> sc
                                 std::span<const double> factors, const QuantFormat& format,
                                 const RangeSearch& search, std::span<const float> importance,
                                 const Tensor& out) {
-  launch_scale_columns(view_of(weight), uploaded(scales, scales_), view_of(out), cleared_flag(),
-                       stream_);
+  launch_scale_columns(view_of(weight), uploaded(scales, scales_), view_of(out),
+                       cleared<uint32_t>(flags_, 2), stream_);
   const GridView grid = grid_of(out, format);
   find_ranges(out, search, importance, grid);
   launch_snap_to_grid(view_of(out), grid, uploaded(factors, factors_), stream_);
-  return flag_value() == 0;
+  return value_of<uint32_t>(flags_) == 0;
 }
 
 void CudaQuantOps::add_moments(const Tensor& x, const Tensor& sums) {
@@ -204,10 +193,10 @@ void CudaQuantOps::add_gram(const Tensor& x, const Tensor& gram) {
 }
 
 void CudaQuantOps::add_squared_difference(const Tensor& a, const Tensor& b, double* sum) {
-  double* result = cleared_sum();
+  double* result = cleared<double>(sums_, 1 + kPartialSums);
   launch_pair_sum(PairSum::kSquaredDifference, a.data, b.data, scalar_of(a.dtype), a.num_elements(),
                   result + 1, result, stream_);
-  *sum += sum_value();
+  *sum += value_of<double>(sums_);
 }
 
 double CudaQuantOps::output_error(const Tensor& weight, const Tensor& trial, const Tensor& gram) {
@@ -218,7 +207,7 @@ double CudaQuantOps::output_error(const Tensor& weight, const Tensor& trial, con
   auto* difference =
       reinterpret_cast<float*>(static_cast<std::byte*>(workspace_.scratch) + kLibraryScratch);
   float* moved = difference + piece * n;  // difference gram
-  double* sum = cleared_sum();
+  double* sum = cleared<double>(sums_, 1 + kPartialSums);
   for (int64_t begin = 0; begin < rows; begin += piece) {
     const int64_t count = std::min(piece, rows - begin);
     launch_difference(weight.rows(begin, begin + count).data, trial.rows(begin, begin + count).data,
@@ -239,7 +228,7 @@ double CudaQuantOps::output_error(const Tensor& weight, const Tensor& trial, con
     launch_pair_sum(PairSum::kProduct, difference, moved, Scalar::kF32, count * n, sum + 1, sum,
                     stream_);
   }
-  return sum_value();
+  return value_of<double>(sums_);
 }
 
 }  // namespace nibble::cuda

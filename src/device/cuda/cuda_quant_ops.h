@@ -60,10 +60,11 @@ class CudaQuantOps final : public QuantOps {
                    std::span<const float> importance, const GridView& grid);
   // Rows whose integers fit the scratch at once.
   int64_t rows_at_once(int64_t columns, size_t bytes_per_value) const;
-  uint32_t* cleared_flag();
-  uint32_t flag_value();
-  double* cleared_sum();
-  double sum_value();
+  // The first of `count` elements, zero; and what it holds later, waited for.
+  template <class T>
+  T* cleared(GrowingBuffer& buffer, int64_t count);
+  template <class T>
+  T value_of(GrowingBuffer& buffer);
 
   cudaStream_t stream_;
   Workspace& workspace_;
