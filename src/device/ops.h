@@ -84,6 +84,20 @@ struct LinearPart {
   Tensor out;  // [num_tokens, out_features]
 };
 
+// What lies between the projections of a linear-attention layer and its delta rule.
+struct DeltaNetInputsArgs {
+  ConvArgs conv;     // of channels [q | k | v]; its out is scratch
+  Tensor q;          // [num_tokens, num_k_heads, head_k_dim]
+  Tensor k;          // the same
+  Tensor v;          // [num_tokens, num_v_heads, head_v_dim]
+  Tensor a;          // [num_tokens, num_v_heads]
+  Tensor b;          // the same
+  Tensor a_log;      // [num_v_heads]
+  Tensor dt_bias;    // the same
+  Tensor log_decay;  // F32 [num_tokens, num_v_heads]
+  Tensor beta;       // the same
+};
+
 // What lies between the projections of a full-attention layer and its softmax.
 struct AttentionInputsArgs {
   Tensor q_and_gate;  // [num_tokens, num_heads, 2, head_dim]; empty: q holds the queries already
@@ -209,15 +223,21 @@ class Ops {
     for (const LinearPart& part : parts) linear(x, *part.weight, part.out);
   }
 
-  // The convolution with its channels [q | k | v] going to three tensors; args.out is scratch.
-  virtual void causal_conv1d_split(const ConvArgs& args, const RaggedBatch& batch, const Tensor& q,
-                                   const Tensor& k, const Tensor& v) {
-    causal_conv1d(args, batch);
-    if (q.num_elements() == 0) return;
-    const int64_t key_dim = q.num_elements() / q.shape[0];
-    slice_columns(args.out, 0, q);
-    slice_columns(args.out, key_dim, k);
-    slice_columns(args.out, 2 * key_dim, v);
+  virtual void delta_net_inputs(const DeltaNetInputsArgs& args, const RaggedBatch& batch) {
+    causal_conv1d(args.conv, batch);
+    delta_gates(args.a, args.b, args.a_log, args.dt_bias, args.log_decay, args.beta);
+    if (args.q.num_elements() == 0) return;
+    const int64_t key_dim = args.q.num_elements() / args.q.shape[0];
+    slice_columns(args.conv.out, 0, args.q);
+    slice_columns(args.conv.out, key_dim, args.k);
+    slice_columns(args.conv.out, 2 * key_dim, args.v);
+  }
+
+  // The delta rule and the gated norm of its output, which ends up in args.out.
+  virtual void gated_delta_net_normed(const GatedDeltaNetArgs& args, const RaggedBatch& batch,
+                                      const Tensor& gate, const Tensor& norm_weight, float eps) {
+    gated_delta_net(args, batch);
+    gated_rms_norm(args.out, gate, norm_weight, eps, args.out);
   }
 
   virtual void attention_inputs(const AttentionInputsArgs& args, const RaggedBatch& batch) {

@@ -16,6 +16,13 @@ void mlp_forward(const Step& step, const MlpWeights& weights, const Tensor& x, c
 void moe_forward(const Step& step, const ModelSpec& spec, const MoeWeights& weights,
                  const Tensor& x, const Tensor& out);
 
+// One layer but for its last sum: mixer and FFN in turn write `block` [num_tokens, hidden]. The
+// mixer's is added to the residual stream `x` [num_tokens, hidden] in place, the FFN's is left in
+// `block`, due. `block_is_due`: that of the layer before is still there and is added first.
+void decoder_layer_blocks(const Step& step, const ModelSpec& spec, int layer,
+                          const LayerWeights& weights, const Tensor& x, const Tensor& block,
+                          bool block_is_due);
+
 // One layer: the residual stream `x` [num_tokens, hidden] is updated in place.
 void decoder_layer_forward(const Step& step, const ModelSpec& spec, int layer,
                            const LayerWeights& weights, const Tensor& x);

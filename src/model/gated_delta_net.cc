@@ -32,22 +32,29 @@ void gated_delta_net_forward(const Step& step, const ModelSpec& spec,
                          {&weights.in_proj_z, z},
                          {&weights.in_proj_a, a},
                          {&weights.in_proj_b, b}});
-    ops.causal_conv1d_split(
-        {.x = mixed, .weight = weights.conv1d, .state = conv_state, .out = convolved}, step.batch,
-        q, k, v);
-    ops.delta_gates(a, b, weights.a_log, weights.dt_bias, log_decay, beta);
+    ops.delta_net_inputs(
+        {.conv = {.x = mixed, .weight = weights.conv1d, .state = conv_state, .out = convolved},
+         .q = q,
+         .k = k,
+         .v = v,
+         .a = a,
+         .b = b,
+         .a_log = weights.a_log,
+         .dt_bias = weights.dt_bias,
+         .log_decay = log_decay,
+         .beta = beta},
+        step.batch);
     scratch.release(inner);
   }
   const Tensor mixed = scratch.tensor(x.dtype, value_shape, "delta net out");
-  ops.gated_delta_net({.q = q,
-                       .k = k,
-                       .v = v,
-                       .log_decay = log_decay,
-                       .beta = beta,
-                       .state = recurrent_state,
-                       .out = mixed},
-                      step.batch);
-  ops.gated_rms_norm(mixed, z, weights.norm, spec.rms_norm_eps, mixed);
+  ops.gated_delta_net_normed({.q = q,
+                              .k = k,
+                              .v = v,
+                              .log_decay = log_decay,
+                              .beta = beta,
+                              .state = recurrent_state,
+                              .out = mixed},
+                             step.batch, z, weights.norm, spec.rms_norm_eps);
   ops.linear(mixed, weights.out_proj, out);
   scratch.release(mark);
 }

@@ -79,6 +79,26 @@ WeightBytes Model::weight_bytes() const {
   return nibble::weight_bytes(weights_, head_is_embedding);
 }
 
+// A layer's last block is added by the norm of the next layer, unless somebody wants to see the
+// sum.
+void Model::decoder_forward(const Step& step, const Tensor& x) const {
+  const auto num_layers = static_cast<int>(weights_.layers.size());
+  const auto weights = [&](int layer) -> const LayerWeights& {
+    return weights_.layers[static_cast<size_t>(layer)];
+  };
+  if (step.observe) {
+    for (int layer = 0; layer < num_layers; ++layer)
+      decoder_layer_forward(step, spec_, layer, weights(layer), x);
+    return;
+  }
+  const size_t mark = step.scratch->mark();
+  const Tensor block = step.scratch->tensor(x.dtype, x.shape, "block output");
+  for (int layer = 0; layer < num_layers; ++layer)
+    decoder_layer_blocks(step, spec_, layer, weights(layer), x, block, layer > 0);
+  if (num_layers > 0) step.ops->add(x, block);
+  step.scratch->release(mark);
+}
+
 void Model::forward(const Step& step, const Tensor& logits) const {
   Ops& ops = *step.ops;
   Arena& scratch = *step.scratch;
@@ -87,8 +107,7 @@ void Model::forward(const Step& step, const Tensor& logits) const {
   const Tensor x = scratch.tensor(activation_dtype_, shape, "residual stream");
   ops.embed(weights_.embed_tokens, step.token_ids, x);
   if (step.observe) step.observe("embed", -1, x);
-  for (size_t layer = 0; layer < weights_.layers.size(); ++layer)
-    decoder_layer_forward(step, spec_, static_cast<int>(layer), weights_.layers[layer], x);
+  decoder_forward(step, x);
 
   // Norm and head only for the rows that are asked for.
   const Shape head_shape{step.num_logit_rows, spec_.hidden_size};

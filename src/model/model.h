@@ -82,6 +82,7 @@ class Model {
                      int32_t num_logit_rows, DType kv_dtype) const;
 
  private:
+  void decoder_forward(const Step& step, const Tensor& x) const;
   template <class Source>  // a ModelDir or a WeightSource
   static Result<Model> bind(const Source& source, const ModelSpec& spec, Device& device,
                             DType activation_dtype);

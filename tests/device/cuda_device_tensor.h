@@ -91,7 +91,8 @@ class TestWorkspace {
  public:
   explicit TestWorkspace(size_t scratch_bytes = size_t{96} << 20)
       : scratch_(gpu()->allocate(scratch_bytes, "test").value()),
-        counters_(gpu()->allocate(size_t{1} << 20, "test").value()) {
+        counters_(gpu()->allocate(size_t{1} << 20, "test").value()),
+        fixed_rows_(gpu()->allocate(size_t{2} << 20, "test").value()) {
     cudaDeviceProp properties{};
     NB_CUDA(cudaGetDeviceProperties(&properties, 0));
     workspace_.num_sms = properties.multiProcessorCount;
@@ -101,12 +102,15 @@ class TestWorkspace {
     workspace_.scratch_size = scratch_.size();
     workspace_.counters = static_cast<uint32_t*>(counters_.data());
     workspace_.num_counters = 1 << 18;
+    workspace_.fixed_rows = fixed_rows_.data();
+    workspace_.fixed_rows_size = fixed_rows_.size();
   }
   operator const cuda::Workspace&() const { return workspace_; }
 
  private:
   DeviceMemory scratch_;
   DeviceMemory counters_;
+  DeviceMemory fixed_rows_;
   cuda::Workspace workspace_;
 };
 

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "device/cuda_device_tensor.h"
@@ -107,7 +108,129 @@ TEST_F(CudaFusedProperty, ProductsOfOneInput) {
     }
 }
 
-TEST_F(CudaFusedProperty, ConvolutionIntoThreeTensors) {
+// A packed weight of `in` inputs on the GPU.
+struct PackedWeight {
+  PackedWeight(std::mt19937& random, int64_t out, int64_t in)
+      : packed(static_cast<size_t>(out * in / 8)) {
+    for (int32_t& word : packed) word = static_cast<int32_t>(random());
+    const HostTensor scale(DType::kBF16, {out, in / 128},
+                           test::normal_values(random, out * in / 128, 0.02f));
+    LinearWeight disk;
+    disk.out_features = out;
+    disk.in_features = in;
+    disk.format = {4, 128, true};
+    disk.packed = {packed.data(), DType::kI32, {out, in / 8}};
+    disk.scale = scale;
+    Arena counter;
+    test::gpu()->prepare_linear(disk, counter);
+    memory = test::gpu()->allocate(counter.used(), "test weight").value();
+    Arena arena(memory.data(), memory.size());
+    weight = test::gpu()->prepare_linear(disk, arena);
+    test::gpu()->synchronize();
+  }
+  std::vector<int32_t> packed;
+  DeviceMemory memory;
+  LinearWeight weight;
+};
+
+// Operations leave activations of few tokens in fixed point for the product after them, which is to
+// be that of the same activations from elsewhere: whoever wrote them, and whatever was written
+// since.
+TEST_F(CudaFusedProperty, ActivationsInFixedPointAreThoseOfTheTensor) {
+  for (const int n : {256, 1024, 5120})
+    for (const int rows : {1, 3, 4, 5, 8, 9}) {
+      SCOPED_TRACE(testing::Message() << rows << " rows of " << n);
+      const PackedWeight packed(random_, 48, n);
+      const DeviceTensor x(normal(DType::kBF16, {rows, n}, 3)), y(normal(DType::kBF16, {rows, n}));
+      const DeviceTensor weight(normal(DType::kBF16, {n}));
+      const DeviceTensor act(DType::kBF16, {rows, n});
+      const auto expect_product = [&](const DeviceTensor& of, const char* what) {
+        const DeviceTensor first(DType::kBF16, {rows, 48}), second(DType::kBF16, {rows, 48});
+        gpu().linear(of, packed.weight, first);
+        gpu().linear(DeviceTensor(of.host()), packed.weight, second);
+        expect_equal(first, second, what);
+      };
+      gpu().rms_norm(x, weight, 1e-6f, 1, act);
+      expect_product(act, "norm");
+      gpu().add_rms_norm(x, y, weight, 1e-6f, 1, act);
+      expect_product(act, "sum and norm");
+      gpu().silu_mul(x, y, act);
+      expect_product(act, "SwiGLU");
+      gpu().sigmoid_mul(act, y);
+      expect_product(act, "gate");
+      gpu().add(act, x);
+      expect_product(act, "written by an operation that leaves none");
+      gpu().rms_norm(x, weight, 1e-6f, 1, act);
+      gpu().add(act, x);
+      expect_product(act, "written again");
+      gpu().rms_norm(x, weight, 1e-6f, 1, act);
+      test::gpu()->copy(act.view().data, y.view().data, act.view().num_bytes());
+      expect_product(act, "copied over");
+      const PackedWeight square(random_, n, n);
+      gpu().rms_norm(x, weight, 1e-6f, 1, act);
+      gpu().linear(y, square.weight, act);
+      expect_product(act, "written by a product");
+    }
+}
+
+// What no fixed point can hold comes out as NaN, in the rows it is in.
+TEST_F(CudaFusedProperty, FixedPointOfExtremes) {
+  constexpr int kIn = 256;
+  const PackedWeight packed(random_, 16, kIn);
+  std::vector<float> values(5 * kIn, 0.0f);  // row 0: zeros
+  values[kIn + 7] = 3e38f;                   // row 1: beside zeros
+  values[2 * kIn + 9] = 1e-38f;
+  values[3 * kIn + 1] = std::numeric_limits<float>::infinity();
+  values[4 * kIn + 200] = std::numeric_limits<float>::quiet_NaN();
+  const DeviceTensor out(DType::kF32, {5, 16});
+  gpu().linear(DeviceTensor(HostTensor(DType::kBF16, {5, kIn}, values)), packed.weight, out);
+  const std::vector<float> result = out.floats();
+  for (size_t n = 0; n < 16; ++n) {
+    EXPECT_EQ(result[n], 0.0f);
+    EXPECT_FALSE(std::isnan(result[16 + n]));
+    EXPECT_LT(std::abs(result[32 + n]), 1e-30f);
+    EXPECT_TRUE(std::isnan(result[48 + n]));
+    EXPECT_TRUE(std::isnan(result[64 + n]));
+  }
+}
+
+TEST_F(CudaFusedProperty, DeltaRuleAndItsNorm) {
+  for (const DType dtype : kTypes)
+    for (const int dim : {128, 64})
+      for (const auto& counts : {std::vector<int32_t>{1}, {1, 1, 1}, {3, 0, 2}, {70, 1}, {300}})
+        for (const int copies : {1, 40}) {  // of the batch: heads in quarters, heads whole
+          std::vector<int32_t> all;
+          for (int i = 0; i < copies; ++i) all.insert(all.end(), counts.begin(), counts.end());
+          const OwnedBatch owned(all, {}, false);
+          const DeviceBatch batch(owned);
+          const int32_t tokens = batch.host.num_tokens;
+          if (tokens > 3000) continue;
+          const int key_heads = 2, heads = 6;
+          SCOPED_TRACE(testing::Message() << dtype_name(dtype) << " " << dim << " tokens " << tokens
+                                          << " seqs " << batch.host.num_seqs);
+          const Shape keys{tokens, key_heads, dim}, values{tokens, heads, dim};
+          const DeviceTensor q(normal(dtype, keys)), k(normal(dtype, keys));
+          const DeviceTensor v(normal(dtype, values)), z(normal(dtype, values));
+          const DeviceTensor decay(
+              HostTensor(DType::kF32, {tokens, heads},
+                         std::vector<float>(static_cast<size_t>(tokens) * heads, -0.3f)));
+          const DeviceTensor beta(
+              HostTensor(DType::kF32, {tokens, heads},
+                         std::vector<float>(static_cast<size_t>(tokens) * heads, 0.6f)));
+          const DeviceTensor weight(normal(DType::kBF16, {dim}));
+          const HostTensor state = normal(DType::kF32, {batch.host.num_seqs, heads, dim, dim});
+          const DeviceTensor state1(state), state2(state);
+          const DeviceTensor out1(dtype, values), out2(dtype, values);
+          gpu().gated_delta_net_normed({q, k, v, decay, beta, state1, out1}, batch.view(), z,
+                                       weight, 1e-6f);
+          gpu().Ops::gated_delta_net_normed({q, k, v, decay, beta, state2, out2}, batch.view(), z,
+                                            weight, 1e-6f);
+          expect_equal(out1, out2, "out");
+          EXPECT_EQ(state1.host().bytes(), state2.host().bytes()) << "state";
+        }
+}
+
+TEST_F(CudaFusedProperty, DeltaNetInputs) {
   for (const DType dtype : kTypes)
     for (const auto& counts : {std::vector<int32_t>{1, 1, 1}, {5, 0, 200}, {1}}) {
       const OwnedBatch owned(counts);
@@ -121,12 +244,24 @@ TEST_F(CudaFusedProperty, ConvolutionIntoThreeTensors) {
       const DeviceTensor q1(dtype, {tokens, 2, key / 2}), q2(dtype, {tokens, 2, key / 2});
       const DeviceTensor k1(dtype, {tokens, 2, key / 2}), k2(dtype, {tokens, 2, key / 2});
       const DeviceTensor v1(dtype, {tokens, 1, value}), v2(dtype, {tokens, 1, value});
-      gpu().causal_conv1d_split({x, weight, state1, scratch}, batch.view(), q1, k1, v1);
-      gpu().Ops::causal_conv1d_split({x, weight, state2, scratch}, batch.view(), q2, k2, v2);
+      const int heads = pick(1, 60);
+      const Shape gates{tokens, heads};
+      const DeviceTensor a(normal(dtype, gates, 20)), b(normal(dtype, gates));
+      const DeviceTensor a_log(normal(DType::kF32, {heads})), bias(normal(dtype, {heads}));
+      const DeviceTensor decay1(DType::kF32, gates), decay2(DType::kF32, gates);
+      const DeviceTensor beta1(DType::kF32, gates), beta2(DType::kF32, gates);
+      gpu().delta_net_inputs(
+          {{x, weight, state1, scratch}, q1, k1, v1, a, b, a_log, bias, decay1, beta1},
+          batch.view());
+      gpu().Ops::delta_net_inputs(
+          {{x, weight, state2, scratch}, q2, k2, v2, a, b, a_log, bias, decay2, beta2},
+          batch.view());
       expect_equal(q1, q2, "q");
       expect_equal(k1, k2, "k");
       expect_equal(v1, v2, "v");
       expect_equal(state1, state2, "state");
+      expect_equal(decay1, decay2, "decay");
+      expect_equal(beta1, beta2, "beta");
     }
 }
 

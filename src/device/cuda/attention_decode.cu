@@ -46,9 +46,12 @@ struct SplitRange {
   int32_t begin;
   int32_t end;
 };
+__device__ inline int32_t split_length(int32_t visible, int32_t num_splits) {
+  const int32_t length = (visible + num_splits - 1) / num_splits;
+  return max(kLeastSplit, (length + kTile - 1) / kTile * kTile);
+}
 __device__ inline SplitRange split_range(int32_t visible, int32_t num_splits, int32_t split) {
-  int32_t length = (visible + num_splits - 1) / num_splits;
-  length = max(kLeastSplit, (length + kTile - 1) / kTile * kTile);
+  const int32_t length = split_length(visible, num_splits);
   return {min(visible, split * length), min(visible, (split + 1) * length)};
 }
 
@@ -92,21 +95,20 @@ __global__ __launch_bounds__(32 * kWarps) void decode_kernel(AttentionParams par
   extern __shared__ __align__(1024) uint8_t shared[];
   __shared__ float stats[kWarps][kRows][2];
   let_next_kernel_start();
-  wait_for_previous_kernel();
-
   const TilePlace place = find_tile(tiling, static_cast<int32_t>(blockIdx.z));
-  if (place.seq < 0) return;
   const AttentionLaunch& args = params.args;
   const DeviceBatch& batch = params.batch;
-  const int32_t seq_begin = batch.query_start[place.seq];
+  const int seq = max(place.seq, 0);
+  const int32_t seq_begin = batch.query_start[seq];
   const int32_t first_token = place.tile * tiling.tile_tokens;  // within the sequence
   const int32_t num_tokens =
-      min(tiling.tile_tokens, batch.query_start[place.seq + 1] - seq_begin - first_token);
-  const int32_t context = batch.context_len[place.seq] + first_token;
+      min(tiling.tile_tokens, batch.query_start[seq + 1] - seq_begin - first_token);
+  const int32_t context = batch.context_len[seq] + first_token;
   const int32_t visible = context + num_tokens;  // of the last token
   const int num_splits = static_cast<int>(gridDim.x);
   const SplitRange range = split_range(visible, num_splits, static_cast<int>(blockIdx.x));
-  if (range.begin >= range.end) return;
+  wait_for_previous_kernel();
+  if (place.seq < 0 || range.begin >= range.end) return;
 
   const int tid = static_cast<int>(threadIdx.x);
   const int lane = tid & 31;
@@ -386,34 +388,35 @@ __global__ __launch_bounds__(32 * kWarps) void decode_kernel(AttentionParams par
 #endif
 }
 
-// Grid (rows, num_kv_heads, items), a thread per dim.
-__global__ void merge_kernel(AttentionParams params, Tiling tiling, int num_splits,
-                             int rows_per_item) {
-  let_next_kernel_start();
-  wait_for_previous_kernel();
-  const TilePlace place = find_tile(tiling, static_cast<int32_t>(blockIdx.z));
-  if (place.seq < 0) return;
-  const AttentionLaunch& args = params.args;
-  const int32_t seq_begin = params.batch.query_start[place.seq];
-  const int32_t first_token = place.tile * tiling.tile_tokens;
-  const int32_t num_tokens =
-      min(tiling.tile_tokens, params.batch.query_start[place.seq + 1] - seq_begin - first_token);
-  const int row = static_cast<int>(blockIdx.x);
-  if (row >= num_tokens * params.group) return;
-  const int32_t visible = params.batch.context_len[place.seq] + first_token + num_tokens;
-  const int kv_head = static_cast<int>(blockIdx.y);
-  const int dim = static_cast<int>(threadIdx.x);
-  const int64_t first =
-      (static_cast<int64_t>(blockIdx.z) * args.num_kv_heads + kv_head) * num_splits;
-  // Each part's weight first, so that the sum below has no chain of dependent loads.
+// Grid (rows, num_kv_heads, items), a thread per dim and quarter of the parts: reading one part
+// after the other is what takes the time.
+constexpr int kMergers = 4;
+__global__ void __launch_bounds__(256 * kMergers)
+    merge_kernel(AttentionParams params, Tiling tiling, int num_splits, int rows_per_item) {
   __shared__ float weights[kMostSplits];
   __shared__ float sums[kMostSplits];
-  int parts = 0;
-  for (; parts < num_splits; ++parts) {
-    const SplitRange range = split_range(visible, num_splits, parts);
-    if (range.begin >= range.end) break;
-  }
-  for (int part = dim; part < parts; part += static_cast<int>(blockDim.x)) {
+  __shared__ float shares[kMergers][2][256];  // of value and sum
+  let_next_kernel_start();
+  const TilePlace place = find_tile(tiling, static_cast<int32_t>(blockIdx.z));
+  const AttentionLaunch& args = params.args;
+  const int seq = max(place.seq, 0);
+  const int32_t seq_begin = params.batch.query_start[seq];
+  const int32_t first_token = place.tile * tiling.tile_tokens;
+  const int32_t num_tokens =
+      min(tiling.tile_tokens, params.batch.query_start[seq + 1] - seq_begin - first_token);
+  const int row = static_cast<int>(blockIdx.x);
+  const int32_t visible = params.batch.context_len[seq] + first_token + num_tokens;
+  wait_for_previous_kernel();
+  if (place.seq < 0 || row >= num_tokens * params.group) return;
+  const int kv_head = static_cast<int>(blockIdx.y);
+  const int dim = static_cast<int>(threadIdx.x);
+  const auto merger = static_cast<int>(threadIdx.y);
+  const int64_t first =
+      (static_cast<int64_t>(blockIdx.z) * args.num_kv_heads + kv_head) * num_splits;
+  const int32_t length = split_length(visible, num_splits);
+  const int parts = min(num_splits, (visible + length - 1) / length);
+  for (int part = merger * static_cast<int>(blockDim.x) + dim; part < parts;
+       part += kMergers * static_cast<int>(blockDim.x)) {
     const Partial partial =
         partial_of(params.workspace.scratch, first + part, rows_per_item, args.head_dim);
     weights[part] = partial.stats[2 * row];
@@ -421,6 +424,7 @@ __global__ void merge_kernel(AttentionParams params, Tiling tiling, int num_spli
   }
   __syncthreads();
   float peak = -INFINITY;  // finite in the end: every token sees itself
+#pragma unroll 8
   for (int part = 0; part < parts; ++part) peak = fmaxf(peak, weights[part]);
   float sum = 0;
   float value = 0;
@@ -429,10 +433,19 @@ __global__ void merge_kernel(AttentionParams params, Tiling tiling, int num_spli
       row * args.head_dim + dim;
   const int64_t stride = static_cast<int64_t>(rows_per_item) * (args.head_dim + 2);
 #pragma unroll 8
-  for (int part = 0; part < parts; ++part) {
+  for (int part = merger; part < parts; part += kMergers) {
     const float weight = exp2f(weights[part] - peak);
     sum += weight * sums[part];
     value += weight * values[part * stride];
+  }
+  shares[merger][0][dim] = value;
+  shares[merger][1][dim] = sum;
+  __syncthreads();
+  if (merger != 0) return;
+#pragma unroll
+  for (int other = 1; other < kMergers; ++other) {
+    value += shares[other][0][dim];
+    sum += shares[other][1][dim];
   }
   const int64_t to =
       (static_cast<int64_t>(seq_begin + first_token + row / params.group) * args.num_heads +
@@ -474,8 +487,8 @@ bool launch_shape(const AttentionParams& params, const Tiling& tiling, int32_t n
                     kShared, stream, capability, params, tiling);
   if (splits > 1) {
     const auto rows = static_cast<unsigned>(std::min(kRows, tiling.tile_tokens * params.group));
-    launch_overlapped(merge_kernel, dim3(rows, kv_heads, items), kDim, 0, stream, capability,
-                      params, tiling, static_cast<int>(splits), kRows);
+    launch_overlapped(merge_kernel, dim3(rows, kv_heads, items), dim3(kDim, kMergers), 0, stream,
+                      capability, params, tiling, static_cast<int>(splits), kRows);
   }
   return true;
 }

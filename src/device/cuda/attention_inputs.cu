@@ -19,102 +19,137 @@ __device__ inline float load(const void* values, Scalar type, int64_t at) {
   }
 }
 
-// Norm and rotation of one head in registers; the rotation's partner comes through `shared`.
+// The weights of the norm, for each of this lane's dims.
+struct NormWeights {
+  float values[kMostPerLane] = {};
+
+  __device__ __forceinline__ NormWeights(const AttentionInputsLaunch& args, const void* weight) {
+    const int lane = static_cast<int>(threadIdx.x) & 31;
+#pragma unroll
+    for (int i = 0; i < kMostPerLane; ++i)
+      if (weight != nullptr && lane + 32 * i < args.head_dim)
+        values[i] = load(weight, args.norm_type, lane + 32 * i) + args.norm_weight_offset;
+  }
+};
+
+// One head: this lane holds dims lane + 32 i.
+template <class T>
+__device__ __forceinline__ void load_head(float (&x)[kMostPerLane], const T* from, int dim) {
+  const int lane = static_cast<int>(threadIdx.x) & 31;
+#pragma unroll
+  for (int i = 0; i < kMostPerLane; ++i)
+    x[i] = lane + 32 * i < dim ? to_float(from[lane + 32 * i]) : 0.0f;
+}
+template <class T>
+__device__ __forceinline__ void store_head(T* to, const float (&x)[kMostPerLane], int dim) {
+  const int lane = static_cast<int>(threadIdx.x) & 31;
+#pragma unroll
+  for (int i = 0; i < kMostPerLane; ++i)
+    if (lane + 32 * i < dim) to[lane + 32 * i] = Round<T>::of(x[i]);
+}
+
+// Cosine and sine of a token's angles, [frequency], by the whole block.
+template <class T>
+__device__ __forceinline__ void write_turns(const RopeLaunch& rope, int64_t token, float* cosine,
+                                            float* sine) {
+  const auto frequency = static_cast<int>(threadIdx.x);
+  if (frequency >= rope.half) return;
+  int axis = 0;
+  if (frequency % 3 == 1 && frequency < 3 * rope.mrope_section[1]) axis = 1;
+  if (frequency % 3 == 2 && frequency < 3 * rope.mrope_section[2]) axis = 2;
+  const float angle =
+      static_cast<float>(rope.positions[axis * rope.num_tokens + token]) * rope.inv_freq[frequency];
+  cosine[frequency] = rounded<T>(cosf(angle) * rope.attention_scaling);
+  sine[frequency] = rounded<T>(sinf(angle) * rope.attention_scaling);
+}
+
+// Norm and rotation of one head; the rotation goes through `shared`, a lane per frequency.
 template <class T>
 __device__ inline void norm_and_rotate(const AttentionInputsLaunch& args, float (&x)[kMostPerLane],
-                                       const void* weight, int64_t token, float* shared) {
+                                       bool normed, const NormWeights& weights, const float* cosine,
+                                       const float* sine, float* shared) {
   const int lane = static_cast<int>(threadIdx.x) & 31;
-  if (weight != nullptr) {
+  if (normed) {
     float sum = 0;
 #pragma unroll
     for (int i = 0; i < kMostPerLane; ++i) sum += x[i] * x[i];
     const float scale = rsqrtf(warp_sum(sum) / static_cast<float>(args.head_dim) + args.norm_eps);
 #pragma unroll
-    for (int i = 0; i < kMostPerLane; ++i)
-      if (lane + 32 * i < args.head_dim)
-        x[i] = rounded<T>(x[i] * scale *
-                          (load(weight, args.norm_type, lane + 32 * i) + args.norm_weight_offset));
+    for (int i = 0; i < kMostPerLane; ++i) x[i] = rounded<T>(x[i] * scale * weights.values[i]);
   }
-  const RopeLaunch& rope = args.rope;
-  const int half = rope.half;
+  const int half = args.rope.half;
 #pragma unroll
   for (int i = 0; i < kMostPerLane; ++i)
     if (lane + 32 * i < 2 * half) shared[lane + 32 * i] = x[i];
   __syncwarp();
-#pragma unroll
-  for (int i = 0; i < kMostPerLane; ++i) {
-    const int dim = lane + 32 * i;
-    if (dim >= 2 * half) continue;
-    const int frequency = dim < half ? dim : dim - half;
-    int axis = 0;
-    if (frequency % 3 == 1 && frequency < 3 * rope.mrope_section[1]) axis = 1;
-    if (frequency % 3 == 2 && frequency < 3 * rope.mrope_section[2]) axis = 2;
-    const float angle = static_cast<float>(rope.positions[axis * rope.num_tokens + token]) *
-                        rope.inv_freq[frequency];
-    const float c = rounded<T>(cosf(angle) * rope.attention_scaling);
-    const float s = rounded<T>(sinf(angle) * rope.attention_scaling);
+  for (int frequency = lane; frequency < half; frequency += 32) {
+    const float c = cosine[frequency];
+    const float s = sine[frequency];
     const float low = shared[frequency];
     const float high = shared[frequency + half];
-    x[i] = dim < half ? rounded<T>(rounded<T>(low * c) - rounded<T>(high * s))
-                      : rounded<T>(rounded<T>(high * c) + rounded<T>(low * s));
+    shared[frequency] = rounded<T>(rounded<T>(low * c) - rounded<T>(high * s));
+    shared[frequency + half] = rounded<T>(rounded<T>(high * c) + rounded<T>(low * s));
   }
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < kMostPerLane; ++i)
+    if (lane + 32 * i < 2 * half) x[i] = shared[lane + 32 * i];
 }
 
 // Grid (num_tokens, heads / kWarps): query heads, then key heads, then value heads.
 template <class T, class C>
 __global__ void __launch_bounds__(32 * kWarps)
     inputs_kernel(const __grid_constant__ AttentionInputsLaunch args, DeviceBatch batch) {
+  static_assert(RopeLaunch::kMaxFrequencies <= 32 * kWarps);
   __shared__ float heads[kWarps][2 * RopeLaunch::kMaxFrequencies];
+  __shared__ float cosine[RopeLaunch::kMaxFrequencies];
+  __shared__ float sine[RopeLaunch::kMaxFrequencies];
   let_next_kernel_start();
-  wait_for_previous_kernel();
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int lane = static_cast<int>(threadIdx.x) & 31;
   const int64_t token = blockIdx.x;
   const int dim = args.head_dim;
   int head = static_cast<int>(blockIdx.y) * kWarps + warp;
-  float x[kMostPerLane] = {};
-  if (head < args.num_heads) {
+  const bool is_query = head < args.num_heads;
+  const NormWeights weights(args, is_query ? args.q_norm : args.k_norm);
+  const TilePlace place =
+      find_tile({batch.query_start, batch.num_seqs, 1}, static_cast<int32_t>(token));
+  const int seq = max(place.seq, 0);
+  const int32_t position = batch.context_len[seq] + place.tile;
+  const int32_t block =
+      batch.block_table[static_cast<int64_t>(seq) * batch.max_blocks + position / batch.block_size];
+  write_turns<T>(args.rope, token, cosine, sine);
+  __syncthreads();
+  wait_for_previous_kernel();
+  float x[kMostPerLane];
+  if (is_query) {
     const bool gated = args.q_and_gate != nullptr;
     const int64_t row = (token * args.num_heads + head) * dim;
     const T* from = gated ? static_cast<const T*>(args.q_and_gate) + 2 * row
                           : static_cast<const T*>(args.q) + row;
-#pragma unroll
-    for (int i = 0; i < kMostPerLane; ++i) {
-      const int at = lane + 32 * i;
-      if (at >= dim) continue;
-      x[i] = to_float(from[at]);
-      if (gated) static_cast<T*>(args.gate)[row + at] = from[dim + at];
-    }
-    norm_and_rotate<T>(args, x, args.q_norm, token, heads[warp]);
-#pragma unroll
-    for (int i = 0; i < kMostPerLane; ++i)
-      if (lane + 32 * i < dim) static_cast<T*>(args.q)[row + lane + 32 * i] = Round<T>::of(x[i]);
+    load_head(x, from, dim);
+    float gate[kMostPerLane];
+    if (gated) load_head(gate, from + dim, dim);
+    norm_and_rotate<T>(args, x, args.q_norm != nullptr, weights, cosine, sine, heads[warp]);
+    if (gated) store_head(static_cast<T*>(args.gate) + row, gate, dim);
+    store_head(static_cast<T*>(args.q) + row, x, dim);
     return;
   }
   head -= args.num_heads;
   const bool is_value = head >= args.num_kv_heads;
   if (is_value) head -= args.num_kv_heads;
-  if (head >= args.num_kv_heads) return;
-  const TilePlace place =
-      find_tile({batch.query_start, batch.num_seqs, 1}, static_cast<int32_t>(token));
-  if (place.seq < 0) return;  // a padded row
-  const T* from =
-      static_cast<const T*>(is_value ? args.v : args.k) + (token * args.num_kv_heads + head) * dim;
-#pragma unroll
-  for (int i = 0; i < kMostPerLane; ++i)
-    if (lane + 32 * i < dim) x[i] = to_float(from[lane + 32 * i]);
-  if (!is_value) norm_and_rotate<T>(args, x, args.k_norm, token, heads[warp]);
-  const int32_t position = batch.context_len[place.seq] + place.tile;
-  const int32_t block = batch.block_table[static_cast<int64_t>(place.seq) * batch.max_blocks +
-                                          position / batch.block_size];
-  C* to = static_cast<C*>(is_value ? args.v_cache : args.k_cache) +
-          ((static_cast<int64_t>(block) * batch.block_size + position % batch.block_size) *
-               args.num_kv_heads +
-           head) *
-              dim;
-#pragma unroll
-  for (int i = 0; i < kMostPerLane; ++i)
-    if (lane + 32 * i < dim) to[lane + 32 * i] = Round<C>::of(x[i]);
+  if (head >= args.num_kv_heads || place.seq < 0) return;  // a padded row
+  load_head(
+      x,
+      static_cast<const T*>(is_value ? args.v : args.k) + (token * args.num_kv_heads + head) * dim,
+      dim);
+  if (!is_value)
+    norm_and_rotate<T>(args, x, args.k_norm != nullptr, weights, cosine, sine, heads[warp]);
+  store_head(static_cast<C*>(is_value ? args.v_cache : args.k_cache) +
+                 ((static_cast<int64_t>(block) * batch.block_size + position % batch.block_size) *
+                      args.num_kv_heads +
+                  head) *
+                     dim,
+             x, dim);
 }
 
 }  // namespace

@@ -23,37 +23,59 @@ __device__ inline float load_as_float(const void* values, Scalar type, int64_t a
   }
 }
 
-// Grid (channel blocks, runs). kWhole: a run is a whole sequence, and the state is written too.
+// Gate i of [num_tokens, num_heads].
+template <class T>
+__device__ __forceinline__ void write_gate(const DeltaGatesLaunch& gates, int64_t i) {
+  const int64_t head = i % gates.num_heads;
+  const float x = to_float(static_cast<const T*>(gates.a)[i]) +
+                  load_as_float(gates.dt_bias, gates.dt_bias_type, head);
+  const float softplus = x > 20.0f ? x : log1pf(expf(x));
+  gates.log_decay[i] = -expf(load_as_float(gates.a_log, gates.a_log_type, head)) * softplus;
+  gates.beta[i] = rounded<T>(sigmoid(to_float(static_cast<const T*>(gates.b)[i])));
+}
+
+// Grid (channel blocks, runs). kWhole: a run is a whole sequence, and the state is written too; a
+// block past the channels makes the sequence's gates.
 template <class T, bool kWhole>
-__global__ void conv_kernel(ConvLaunch conv, DeviceBatch batch) {
+__global__ void conv_kernel(ConvLaunch conv, DeviceBatch batch, DeltaGatesLaunch gates) {
   let_next_kernel_start();
-  wait_for_previous_kernel();
   const int item = static_cast<int>(blockIdx.y);
+  if (kWhole && static_cast<int>(blockIdx.x) * kThreads >= conv.channels) {
+    wait_for_previous_kernel();
+    const int64_t heads = gates.num_heads;
+    const int64_t end = batch.query_start[item + 1] * heads;
+    for (int64_t i = batch.query_start[item] * heads + threadIdx.x; i < end; i += kThreads)
+      write_gate<T>(gates, i);
+    return;
+  }
   const TilePlace place =
       kWhole ? TilePlace{item, 0} : find_tile({batch.query_start, batch.num_seqs, kRun}, item);
   const int channel = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
-  if (place.seq < 0 || channel >= conv.channels) return;
-  const int32_t seq_begin = batch.query_start[place.seq];
+  const bool outside = place.seq < 0 || channel >= conv.channels;
+  const int seq = outside ? 0 : place.seq;
+  const int32_t seq_begin = batch.query_start[seq];
   const int32_t begin = seq_begin + place.tile * kRun;
-  const int32_t seq_end = batch.query_start[place.seq + 1];
+  const int32_t seq_end = batch.query_start[seq + 1];
   const int32_t end = kWhole ? seq_end : min(seq_end, begin + kRun);
-  if (begin >= end && !(kWhole && batch.state_is_fresh[place.seq] != 0)) return;
+  const bool fresh = batch.state_is_fresh[seq] != 0;
+  const int64_t slot = batch.state_slot[seq];
   const int history = conv.kernel - 1;
-  const auto* x = static_cast<const T*>(conv.x);
-  T* state =
-      static_cast<T*>(conv.state) +
-      (static_cast<int64_t>(batch.state_slot[place.seq]) * conv.channels + channel) * history;
-
-  // The window ends at the newest token; taps beyond the kernel's weigh nothing.
+  // Taps beyond the kernel's weigh nothing.
   float weight[kMostTaps] = {};
-  float window[kMostTaps] = {};
 #pragma unroll
   for (int i = 0; i < kMostTaps; ++i) {
     const int tap = i - (kMostTaps - conv.kernel);
-    if (tap >= 0)
+    if (tap >= 0 && !outside)
       weight[i] = load_as_float(conv.weight, conv.weight_type,
                                 static_cast<int64_t>(channel) * conv.kernel + tap);
   }
+  wait_for_previous_kernel();
+  if (outside || (begin >= end && !(kWhole && fresh))) return;
+  const auto* x = static_cast<const T*>(conv.x);
+  T* state = static_cast<T*>(conv.state) + (slot * conv.channels + channel) * history;
+
+  // The window ends at the newest token.
+  float window[kMostTaps] = {};
 #pragma unroll
   for (int i = 0; i < kMostTaps - 1; ++i) {
     // window[i + 1] shifts into place i when the first token enters.
@@ -62,7 +84,7 @@ __global__ void conv_kernel(ConvLaunch conv, DeviceBatch batch) {
     const int32_t token = begin - back;
     if (token >= seq_begin) {
       window[i + 1] = to_float(x[static_cast<int64_t>(token) * conv.channels + channel]);
-    } else if (batch.state_is_fresh[place.seq] == 0) {
+    } else if (!fresh) {
       window[i + 1] = to_float(state[history - (seq_begin - token)]);
     }
   }
@@ -124,32 +146,44 @@ __global__ void gates_kernel(DeltaGatesLaunch gates) {
   let_next_kernel_start();
   wait_for_previous_kernel();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i >= static_cast<int64_t>(gates.num_tokens) * gates.num_heads) return;
-  const int64_t head = i % gates.num_heads;
-  const float x = to_float(static_cast<const T*>(gates.a)[i]) +
-                  load_as_float(gates.dt_bias, gates.dt_bias_type, head);
-  const float softplus = x > 20.0f ? x : log1pf(expf(x));
-  gates.log_decay[i] = -expf(load_as_float(gates.a_log, gates.a_log_type, head)) * softplus;
-  gates.beta[i] = rounded<T>(sigmoid(to_float(static_cast<const T*>(gates.b)[i])));
+  if (i < static_cast<int64_t>(gates.num_tokens) * gates.num_heads) write_gate<T>(gates, i);
+}
+
+// `gates` may be null.
+void launch_conv(const ConvLaunch& conv, const DeltaGatesLaunch* gates, const DeviceBatch& batch,
+                 const Workspace& workspace, cudaStream_t stream) {
+  if (batch.num_tokens == 0 || batch.num_seqs == 0) return;
+  const auto blocks = static_cast<unsigned>((conv.channels + kThreads - 1) / kThreads);
+  const auto seqs = static_cast<unsigned>(batch.num_seqs);
+  const int capability = workspace.compute_capability;
+  with_type(conv.type, [&](auto type) {
+    using T = typename decltype(type)::type;
+    if (batch.num_tokens <= 8 * batch.num_seqs) {
+      launch_overlapped(conv_kernel<T, true>, dim3(gates == nullptr ? blocks : blocks + 1, seqs),
+                        kThreads, 0, stream, capability, conv, batch,
+                        gates == nullptr ? DeltaGatesLaunch{} : *gates);
+      return;
+    }
+    const auto runs = static_cast<unsigned>(batch.num_tokens / kRun + batch.num_seqs);
+    launch_overlapped(conv_kernel<T, false>, dim3(blocks, runs), kThreads, 0, stream, capability,
+                      conv, batch, DeltaGatesLaunch{});
+    launch_overlapped(conv_state_kernel<T>, dim3(blocks, seqs), kThreads, 0, stream, capability,
+                      conv, batch);
+    if (gates != nullptr) launch_delta_gates(*gates, workspace, stream);
+  });
 }
 
 }  // namespace
 
 void launch_causal_conv1d(const ConvLaunch& conv, const DeviceBatch& batch,
                           const Workspace& workspace, cudaStream_t stream) {
-  if (batch.num_tokens == 0 || batch.num_seqs == 0) return;
-  const auto blocks = static_cast<unsigned>((conv.channels + kThreads - 1) / kThreads);
-  const auto seqs = static_cast<unsigned>(batch.num_seqs);
-  with_type(conv.type, [&](auto type) {
-    using T = typename decltype(type)::type;
-    const auto run = [&](void (*kernel)(ConvLaunch, DeviceBatch), unsigned items) {
-      launch_overlapped(kernel, dim3(blocks, items), kThreads, 0, stream,
-                        workspace.compute_capability, conv, batch);
-    };
-    if (batch.num_tokens <= 8 * batch.num_seqs) return run(conv_kernel<T, true>, seqs);
-    run(conv_kernel<T, false>, static_cast<unsigned>(batch.num_tokens / kRun + batch.num_seqs));
-    run(conv_state_kernel<T>, seqs);
-  });
+  launch_conv(conv, nullptr, batch, workspace, stream);
+}
+
+void launch_delta_inputs(const ConvLaunch& conv, const DeltaGatesLaunch& gates,
+                         const DeviceBatch& batch, const Workspace& workspace,
+                         cudaStream_t stream) {
+  launch_conv(conv, &gates, batch, workspace, stream);
 }
 
 void launch_delta_gates(const DeltaGatesLaunch& gates, const Workspace& workspace,

@@ -26,6 +26,7 @@ namespace {
 // multiprocessors with output tiles.
 constexpr size_t kScratchBytes = size_t{96} << 20;
 constexpr int64_t kNumCounters = int64_t{1} << 18;
+constexpr size_t kFixedRowsBytes = size_t{2} << 20;  // 8 tokens of 100,000 inputs
 
 Error cuda_error(cudaError_t error, const char* what) {
   return make_error(ErrorCode::kUnsupported, "{}: {} ({})", what, cudaGetErrorString(error),
@@ -72,10 +73,13 @@ class CudaDevice final : public Device {
     NB_TRY(scratch_, allocate(kScratchBytes, "operation scratch"));
     NB_TRY(counters_,
            allocate(static_cast<size_t>(kNumCounters) * sizeof(uint32_t), "operation counters"));
+    NB_TRY(fixed_rows_, allocate(kFixedRowsBytes, "activations of few tokens"));
     workspace_.scratch = scratch_.data();
     workspace_.scratch_size = scratch_.size();
     workspace_.counters = static_cast<uint32_t*>(counters_.data());
     workspace_.num_counters = kNumCounters;
+    workspace_.fixed_rows = fixed_rows_.data();
+    workspace_.fixed_rows_size = fixed_rows_.size();
     load_matrix_library();
     held_at_open_ = held_by_this_process();
     if (held_at_open_ == 0) held_at_open_ = kUsualContext + kScratchBytes;
@@ -88,7 +92,7 @@ class CudaDevice final : public Device {
     return workspace_.compute_capability >= 80 ? DType::kBF16 : DType::kF16;
   }
   size_t operation_scratch_bytes(int32_t, int32_t, int32_t) const override {
-    return scratch_.size() + counters_.size();
+    return scratch_.size() + counters_.size() + fixed_rows_.size();
   }
   // The driver's figure for this process; where it does not tell (containers, old drivers), what
   // the GPU holds more than before we came.
@@ -156,12 +160,14 @@ class CudaDevice final : public Device {
   }
 
   void upload(void* to_device, const void* from_host, size_t bytes) override {
+    ops_.memory_changed();
     NB_CUDA(cudaMemcpyAsync(to_device, from_host, bytes, cudaMemcpyHostToDevice, stream_.get()));
   }
   void download(void* to_host, const void* from_device, size_t bytes) override {
     NB_CUDA(cudaMemcpyAsync(to_host, from_device, bytes, cudaMemcpyDeviceToHost, stream_.get()));
   }
   void copy(void* to_device, const void* from_device, size_t bytes) override {
+    ops_.memory_changed();
     NB_CUDA(
         cudaMemcpyAsync(to_device, from_device, bytes, cudaMemcpyDeviceToDevice, stream_.get()));
   }
@@ -176,7 +182,13 @@ class CudaDevice final : public Device {
   }
   std::unique_ptr<Recording> record(const std::function<void()>& enqueue) override {
     count_allocation();
-    return std::make_unique<CudaRecording>(Graph::capture(stream_.get(), enqueue), stream_.get());
+    // A replay must not rely on what was written before it, nor the next operation on what it
+    // wrote.
+    ops_.memory_changed();
+    auto recording =
+        std::make_unique<CudaRecording>(Graph::capture(stream_.get(), enqueue), stream_.get());
+    ops_.memory_changed();
+    return recording;
   }
 
   Tensor prepare_tensor(const Tensor& on_disk, Arena& arena) override {
@@ -207,6 +219,7 @@ class CudaDevice final : public Device {
     prepared.scale =
         arena.tensor(on_disk.scale.dtype, {row_tiles, num_groups, 8, 4}, "packed scales");
     prepared.zero_point = Tensor{};
+    ops_.expect_packed(on_disk.in_features);
     if (!arena.counting()) repack(on_disk, prepared);
     return prepared;
   }
@@ -252,6 +265,7 @@ class CudaDevice final : public Device {
   Workspace workspace_;
   DeviceMemory scratch_;
   DeviceMemory counters_;
+  DeviceMemory fixed_rows_;
   CudaOps ops_{stream_.get(), workspace_};
   CudaQuantOps quant_ops_{stream_.get(), workspace_};
   WeightUpload weights_{stream_.get()};

@@ -20,20 +20,51 @@ int64_t rows_of(const Tensor& x) {
 void CudaOps::embed(const Tensor& table, const int32_t* ids, const Tensor& out) {
   launch_gather({table.data, scalar_of(table.dtype), ids, out.data, scalar_of(out.dtype),
                  rows_of(out), table.shape[1]},
-                stream_);
+                writing());
 }
 
 void CudaOps::gather_rows(const Tensor& x, const int32_t* rows, const Tensor& out) {
   const Scalar type = scalar_of(x.dtype);
-  launch_gather({x.data, type, rows, out.data, type, rows_of(out), out.shape[1]}, stream_);
+  launch_gather({x.data, type, rows, out.data, type, rows_of(out), out.shape[1]}, writing());
+}
+
+void CudaOps::expect_packed(int64_t in_features) {
+  if (std::ranges::find(packed_inputs_, in_features) == packed_inputs_.end())
+    packed_inputs_.push_back(in_features);
+}
+
+FixedRows CudaOps::room_for(const Tensor& out, int64_t in_features) const {
+  if (dtype_size(out.dtype) != 2 ||
+      std::ranges::find(packed_inputs_, in_features) == packed_inputs_.end())
+    return {};
+  return fixed_rows_of(out.num_elements() / in_features, in_features, workspace_);
+}
+
+LinearLaunch CudaOps::launch_of(const Tensor& x, const LinearWeight& weight,
+                                const Tensor& out) const {
+  LinearLaunch launch{x.data,   scalar_of(x.dtype),   weight_of(weight),
+                      out.data, scalar_of(out.dtype), x.num_elements() / weight.in_features};
+  if (x.data == fixed_.x && launch.num_tokens == fixed_.rows.num_tokens &&
+      weight.in_features == fixed_.rows.in_features)
+    launch.fixed = fixed_.rows;
+  return launch;
+}
+
+void CudaOps::written_by_linear(const Tensor& out) {
+  const auto* begin = static_cast<const std::byte*>(out.data);
+  const auto* x = static_cast<const std::byte*>(fixed_.x);
+  const auto x_bytes = fixed_.rows.num_tokens * fixed_.rows.in_features * 2;
+  if (begin < x + x_bytes && x < begin + out.num_bytes()) fixed_ = {};
 }
 
 void CudaOps::rms_norm(const Tensor& x, const Tensor& weight, float eps, float weight_offset,
                        const Tensor& out) {
   const int64_t n = weight.num_elements();
+  const FixedRows fixed = room_for(out, n);
   launch_norm({x.data, nullptr, weight.data, out.data, scalar_of(x.dtype), scalar_of(weight.dtype),
-               x.num_elements() / n, n, eps, weight_offset},
-              workspace_, stream_);
+               x.num_elements() / n, n, eps, weight_offset, nullptr, fixed},
+              workspace_, writing());
+  fixed_ = {out.data, fixed};
 }
 
 void CudaOps::gated_rms_norm(const Tensor& x, const Tensor& gate, const Tensor& weight, float eps,
@@ -41,45 +72,44 @@ void CudaOps::gated_rms_norm(const Tensor& x, const Tensor& gate, const Tensor& 
   const int64_t n = weight.num_elements();
   launch_norm({x.data, gate.data, weight.data, out.data, scalar_of(x.dtype),
                scalar_of(weight.dtype), x.num_elements() / n, n, eps, 0.0f},
-              workspace_, stream_);
+              workspace_, writing());
 }
 
 void CudaOps::linear(const Tensor& x, const LinearWeight& weight, const Tensor& out) {
-  launch_linear({x.data, scalar_of(x.dtype), weight_of(weight), out.data, scalar_of(out.dtype),
-                 x.num_elements() / weight.in_features},
-                workspace_, stream_);
+  launch_linear(launch_of(x, weight, out), workspace_, stream_);
+  written_by_linear(out);
 }
 
 void CudaOps::add_rms_norm(const Tensor& x, const Tensor& y, const Tensor& weight, float eps,
                            float weight_offset, const Tensor& out) {
   const int64_t n = weight.num_elements();
+  const FixedRows fixed = room_for(out, n);
   launch_norm({x.data, nullptr, weight.data, out.data, scalar_of(x.dtype), scalar_of(weight.dtype),
-               x.num_elements() / n, n, eps, weight_offset, y.data},
-              workspace_, stream_);
+               x.num_elements() / n, n, eps, weight_offset, y.data, fixed},
+              workspace_, writing());
+  fixed_ = {out.data, fixed};
 }
 
 void CudaOps::linear_group(const Tensor& x, std::initializer_list<LinearPart> parts) {
   NB_CHECK(parts.size() <= kMostLinearParts, "%zu products at once", parts.size());
   LinearLaunch launches[kMostLinearParts];
   int count = 0;
-  for (const LinearPart& part : parts)
-    launches[count++] = {
-        x.data,        scalar_of(x.dtype),        weight_of(*part.weight),
-        part.out.data, scalar_of(part.out.dtype), x.num_elements() / part.weight->in_features};
+  for (const LinearPart& part : parts) launches[count++] = launch_of(x, *part.weight, part.out);
   launch_linear_group(launches, count, workspace_, stream_);
+  for (const LinearPart& part : parts) written_by_linear(part.out);
 }
 
 void CudaOps::add(const Tensor& x, const Tensor& y) {
   launch_binary({Binary::kAdd, x.data, y.data, x.data, scalar_of(x.dtype), x.num_elements()},
-                workspace_, stream_);
+                workspace_, writing());
 }
 
 void CudaOps::split_pairs(const Tensor& x, const Tensor& first, const Tensor& second) {
   const int64_t bytes = first.shape[2] * static_cast<int64_t>(dtype_size(x.dtype));
   const int64_t num_heads = first.shape[0] * first.shape[1];
   const auto* from = static_cast<const std::byte*>(x.data);
-  launch_copy_rows({from, first.data, num_heads, bytes, 2 * bytes, bytes}, stream_);
-  launch_copy_rows({from + bytes, second.data, num_heads, bytes, 2 * bytes, bytes}, stream_);
+  launch_copy_rows({from, first.data, num_heads, bytes, 2 * bytes, bytes}, writing());
+  launch_copy_rows({from + bytes, second.data, num_heads, bytes, 2 * bytes, bytes}, writing());
 }
 
 void CudaOps::slice_columns(const Tensor& x, int64_t begin, const Tensor& out) {
@@ -89,21 +119,27 @@ void CudaOps::slice_columns(const Tensor& x, int64_t begin, const Tensor& out) {
   const int64_t width = out.num_elements() / rows * size;
   launch_copy_rows({static_cast<const std::byte*>(x.data) + begin * size, out.data, rows, width,
                     x.num_elements() / rows * size, width},
-                   stream_);
+                   writing());
 }
 
 void CudaOps::sigmoid_mul(const Tensor& x, const Tensor& gate) {
   const int64_t count = x.num_elements();
   if (count == 0) return;
+  const FixedRows fixed = room_for(x, count / rows_of(x));
   launch_binary({Binary::kSigmoidMul, x.data, gate.data, x.data, scalar_of(x.dtype), count,
-                 count / gate.num_elements()},
-                workspace_, stream_);
+                 count / gate.num_elements(), fixed},
+                workspace_, writing());
+  fixed_ = {x.data, fixed};
 }
 
 void CudaOps::silu_mul(const Tensor& gate, const Tensor& up, const Tensor& out) {
+  const int64_t count = gate.num_elements();
+  if (count == 0) return;
+  const FixedRows fixed = room_for(out, count / rows_of(out));
   launch_binary(
-      {Binary::kSiluMul, gate.data, up.data, out.data, scalar_of(gate.dtype), gate.num_elements()},
-      workspace_, stream_);
+      {Binary::kSiluMul, gate.data, up.data, out.data, scalar_of(gate.dtype), count, 1, fixed},
+      workspace_, writing());
+  fixed_ = {out.data, fixed};
 }
 
 RopeLaunch rope_launch(const RopeArgs& args, int64_t num_tokens) {
@@ -125,7 +161,7 @@ void CudaOps::rope(const RopeArgs& args) {
   launch.type = scalar_of(args.x.dtype);
   launch.num_heads = args.x.shape[1];
   launch.head_dim = args.x.shape[2];
-  launch_rope(launch, stream_);
+  launch_rope(launch, writing());
 }
 
 void CudaOps::kv_append(const Tensor& k, const Tensor& v, const RaggedBatch& batch,
@@ -135,13 +171,13 @@ void CudaOps::kv_append(const Tensor& k, const Tensor& v, const RaggedBatch& bat
                     scalar_of(cache.format.dtype), k.num_elements() / batch.num_tokens,
                     batch.num_tokens, batch.num_seqs, batch.query_start, batch.context_len,
                     batch.block_table, batch.max_blocks, batch.block_size},
-                   stream_);
+                   writing());
 }
 
 void CudaOps::argmax(const Tensor& logits, const Tensor& ids) {
   launch_argmax({logits.as<const float>(), static_cast<int32_t>(rows_of(logits)),
                  static_cast<int32_t>(logits.shape[1]), ids.as<int32_t>(), nullptr},
-                workspace_, stream_);
+                workspace_, writing());
 }
 
 }  // namespace nibble::cuda

@@ -20,6 +20,12 @@ class CudaOps final : public Ops {
   // Both belong to the device, which outlives its operations.
   CudaOps(cudaStream_t stream, Workspace& workspace) : stream_(stream), workspace_(workspace) {}
 
+  // There are packed weights of so many inputs: operations before their products leave activations
+  // of few tokens in the form of fixed_rows.h as well.
+  void expect_packed(int64_t in_features);
+  // Memory has been written to other than by operations.
+  void memory_changed() { fixed_ = {}; }
+
   void embed(const Tensor& table, const int32_t* ids, const Tensor& out) override;
   void gather_rows(const Tensor& x, const int32_t* rows, const Tensor& out) override;
   void rms_norm(const Tensor& x, const Tensor& weight, float eps, float weight_offset,
@@ -57,11 +63,20 @@ class CudaOps final : public Ops {
   void add_rms_norm(const Tensor& x, const Tensor& y, const Tensor& weight, float eps,
                     float weight_offset, const Tensor& out) override;
   void linear_group(const Tensor& x, std::initializer_list<LinearPart> parts) override;
-  void causal_conv1d_split(const ConvArgs& args, const RaggedBatch& batch, const Tensor& q,
-                           const Tensor& k, const Tensor& v) override;
+  void delta_net_inputs(const DeltaNetInputsArgs& args, const RaggedBatch& batch) override;
+  void gated_delta_net_normed(const GatedDeltaNetArgs& args, const RaggedBatch& batch,
+                              const Tensor& gate, const Tensor& norm_weight, float eps) override;
   void attention_inputs(const AttentionInputsArgs& args, const RaggedBatch& batch) override;
 
  private:
+  // The stream of an operation that writes activations: what `fixed_` was made of may change.
+  cudaStream_t writing() {
+    fixed_ = {};
+    return stream_;
+  }
+  FixedRows room_for(const Tensor& out, int64_t in_features) const;
+  LinearLaunch launch_of(const Tensor& x, const LinearWeight& weight, const Tensor& out) const;
+  void written_by_linear(const Tensor& out);
   bool paired_experts(DType activations, std::span<const LinearWeight> gate,
                       std::span<const LinearWeight> up, std::span<const LinearWeight> down,
                       ExpertsLaunch* inner, ExpertsLaunch* outer) const;
@@ -71,6 +86,14 @@ class CudaOps final : public Ops {
 
   cudaStream_t stream_;
   Workspace& workspace_;
+  // The activations that the workspace's fixed rows hold; nothing has been written since but
+  // products.
+  struct Fixed {
+    const void* x = nullptr;
+    FixedRows rows;
+  };
+  Fixed fixed_;
+  std::vector<int64_t> packed_inputs_;
   std::vector<int32_t> chosen_experts_;  // moe_mlp_by_expert's copies
   std::vector<float> expert_weights_;
 };

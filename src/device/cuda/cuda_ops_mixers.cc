@@ -36,7 +36,7 @@ void CudaOps::attention(const AttentionArgs& args, const RaggedBatch& batch) {
                                .head_dim = int_of(args.q.shape[2]),
                                .softmax_scale = args.softmax_scale};
   NB_CHECK(launch.head_dim <= 256, "attention over heads of %d", launch.head_dim);
-  launch_attention(launch, device_batch(batch), workspace_, stream_);
+  launch_attention(launch, device_batch(batch), workspace_, writing());
 }
 
 void CudaOps::attention_inputs(const AttentionInputsArgs& args, const RaggedBatch& batch) {
@@ -64,7 +64,7 @@ void CudaOps::attention_inputs(const AttentionInputsArgs& args, const RaggedBatc
       .norm_eps = args.norm_eps,
       .norm_weight_offset = args.norm_weight_offset,
       .rope = rope_launch(args.rope, batch.num_tokens)};
-  launch_attention_inputs(launch, device_batch(batch), workspace_, stream_);
+  launch_attention_inputs(launch, device_batch(batch), workspace_, writing());
 }
 
 namespace {
@@ -84,45 +84,22 @@ ConvLaunch conv_launch(const ConvArgs& args) {
   return launch;
 }
 
-}  // namespace
-
-void CudaOps::causal_conv1d(const ConvArgs& args, const RaggedBatch& batch) {
-  if (batch.num_tokens == 0) return;
-  launch_causal_conv1d(conv_launch(args), device_batch(batch), workspace_, stream_);
+DeltaGatesLaunch gates_launch(const Tensor& a, const Tensor& b, const Tensor& a_log,
+                              const Tensor& dt_bias, const Tensor& log_decay, const Tensor& beta) {
+  return {.a = a.data,
+          .b = b.data,
+          .a_log = a_log.data,
+          .dt_bias = dt_bias.data,
+          .log_decay = log_decay.as<float>(),
+          .beta = beta.as<float>(),
+          .type = scalar_of(a.dtype),
+          .a_log_type = scalar_of(a_log.dtype),
+          .dt_bias_type = scalar_of(dt_bias.dtype),
+          .num_tokens = int_of(a.shape[0]),
+          .num_heads = int_of(a_log.num_elements())};
 }
 
-void CudaOps::causal_conv1d_split(const ConvArgs& args, const RaggedBatch& batch, const Tensor& q,
-                                  const Tensor& k, const Tensor& v) {
-  if (batch.num_tokens == 0) return;
-  ConvLaunch launch = conv_launch(args);
-  const int32_t key_dim = int_of(q.num_elements() / batch.num_tokens);
-  launch.out[0] = q.data;
-  launch.out[1] = k.data;
-  launch.out[2] = v.data;
-  launch.end[0] = key_dim;
-  launch.end[1] = 2 * key_dim;
-  launch_causal_conv1d(launch, device_batch(batch), workspace_, stream_);
-}
-
-void CudaOps::delta_gates(const Tensor& a, const Tensor& b, const Tensor& a_log,
-                          const Tensor& dt_bias, const Tensor& log_decay, const Tensor& beta) {
-  if (a.num_elements() == 0) return;
-  launch_delta_gates({.a = a.data,
-                      .b = b.data,
-                      .a_log = a_log.data,
-                      .dt_bias = dt_bias.data,
-                      .log_decay = log_decay.as<float>(),
-                      .beta = beta.as<float>(),
-                      .type = scalar_of(a.dtype),
-                      .a_log_type = scalar_of(a_log.dtype),
-                      .dt_bias_type = scalar_of(dt_bias.dtype),
-                      .num_tokens = int_of(a.shape[0]),
-                      .num_heads = int_of(a_log.num_elements())},
-                     workspace_, stream_);
-}
-
-void CudaOps::gated_delta_net(const GatedDeltaNetArgs& args, const RaggedBatch& batch) {
-  if (batch.num_tokens == 0) return;
+DeltaRuleLaunch rule_launch(const GatedDeltaNetArgs& args) {
   const DeltaRuleLaunch launch{.q = args.q.data,
                                .k = args.k.data,
                                .v = args.v.data,
@@ -137,7 +114,48 @@ void CudaOps::gated_delta_net(const GatedDeltaNetArgs& args, const RaggedBatch& 
                                .v_dim = int_of(args.v.shape[2])};
   NB_CHECK(launch.k_dim <= 256 && launch.v_dim <= 1024, "a delta rule over heads of %d and %d",
            launch.k_dim, launch.v_dim);
-  launch_gated_delta_net(launch, device_batch(batch), workspace_, stream_);
+  return launch;
+}
+
+}  // namespace
+
+void CudaOps::causal_conv1d(const ConvArgs& args, const RaggedBatch& batch) {
+  if (batch.num_tokens == 0) return;
+  launch_causal_conv1d(conv_launch(args), device_batch(batch), workspace_, writing());
+}
+
+void CudaOps::delta_gates(const Tensor& a, const Tensor& b, const Tensor& a_log,
+                          const Tensor& dt_bias, const Tensor& log_decay, const Tensor& beta) {
+  if (a.num_elements() == 0) return;
+  launch_delta_gates(gates_launch(a, b, a_log, dt_bias, log_decay, beta), workspace_, writing());
+}
+
+void CudaOps::delta_net_inputs(const DeltaNetInputsArgs& args, const RaggedBatch& batch) {
+  if (batch.num_tokens == 0) return;
+  ConvLaunch launch = conv_launch(args.conv);
+  const int32_t key_dim = int_of(args.q.num_elements() / batch.num_tokens);
+  launch.out[0] = args.q.data;
+  launch.out[1] = args.k.data;
+  launch.out[2] = args.v.data;
+  launch.end[0] = key_dim;
+  launch.end[1] = 2 * key_dim;
+  const DeltaGatesLaunch gates =
+      gates_launch(args.a, args.b, args.a_log, args.dt_bias, args.log_decay, args.beta);
+  launch_delta_inputs(launch, gates, device_batch(batch), workspace_, writing());
+}
+
+void CudaOps::gated_delta_net(const GatedDeltaNetArgs& args, const RaggedBatch& batch) {
+  if (batch.num_tokens == 0) return;
+  launch_gated_delta_net(rule_launch(args), device_batch(batch), workspace_, writing());
+}
+
+void CudaOps::gated_delta_net_normed(const GatedDeltaNetArgs& args, const RaggedBatch& batch,
+                                     const Tensor& gate, const Tensor& norm_weight, float eps) {
+  if (batch.num_tokens == 0) return;
+  DeltaRuleLaunch launch = rule_launch(args);
+  launch.norm = {gate.data, norm_weight.data, scalar_of(norm_weight.dtype), eps};
+  if (!launch_gated_delta_net(launch, device_batch(batch), workspace_, writing()))
+    gated_rms_norm(args.out, gate, norm_weight, eps, args.out);
 }
 
 void CudaOps::moe_route(const Tensor& logits, int32_t top_k, const Tensor& experts,
@@ -152,7 +170,7 @@ void CudaOps::moe_route(const Tensor& logits, int32_t top_k, const Tensor& exper
                               .top_k = top_k};
   NB_CHECK(launch.num_experts <= 1024 && top_k <= 32, "routing to %d of %d experts", top_k,
            launch.num_experts);
-  launch_moe_route(launch, stream_);
+  launch_moe_route(launch, writing());
 }
 
 namespace {
@@ -241,9 +259,9 @@ void CudaOps::moe_mlp(const Tensor& x, const Tensor& experts, const Tensor& weig
     launch->experts = experts.as<const int32_t>();
     launch->num_pairs = int_of(pairs);
   }
-  NB_CHECK(launch_linear_experts(inner, workspace_, stream_), "experts were promised");
+  NB_CHECK(launch_linear_experts(inner, workspace_, writing()), "experts were promised");
   silu_mul(g, u, g);
-  NB_CHECK(launch_linear_experts(outer, workspace_, stream_), "experts were promised");
+  NB_CHECK(launch_linear_experts(outer, workspace_, writing()), "experts were promised");
   launch_expert_join({.y = y.data,
                       .weights = weights.as<const float>(),
                       .out = out.data,
@@ -251,7 +269,7 @@ void CudaOps::moe_mlp(const Tensor& x, const Tensor& experts, const Tensor& weig
                       .num_tokens = int_of(x.shape[0]),
                       .top_k = int_of(experts.shape[1]),
                       .hidden = int_of(x.shape[1])},
-                     stream_);
+                     writing());
 }
 
 // The chosen experts are read back, which waits for the stream and cannot be recorded; then each
@@ -267,10 +285,10 @@ void CudaOps::moe_mlp_by_expert(const Tensor& x, const Tensor& experts, const Te
   chosen_experts_.resize(static_cast<size_t>(experts.num_elements()));
   expert_weights_.resize(chosen_experts_.size());
   NB_CUDA(cudaMemcpyAsync(chosen_experts_.data(), experts.data, experts.num_bytes(),
-                          cudaMemcpyDeviceToHost, stream_));
+                          cudaMemcpyDeviceToHost, writing()));
   NB_CUDA(cudaMemcpyAsync(expert_weights_.data(), weights.data, weights.num_bytes(),
-                          cudaMemcpyDeviceToHost, stream_));
-  NB_CUDA(cudaStreamSynchronize(stream_));
+                          cudaMemcpyDeviceToHost, writing()));
+  NB_CUDA(cudaStreamSynchronize(writing()));
   // The products take their own scratch from what is left.
   Workspace rest = workspace_;
   rest.scratch_size -= kExpertScratch;
@@ -307,14 +325,14 @@ void CudaOps::moe_mlp_by_expert(const Tensor& x, const Tensor& experts, const Te
     const Tensor u = area.tensor(x.dtype, {tokens, inner}, "an expert's inner inputs");
     const Tensor y = area.tensor(x.dtype, {tokens, hidden}, "an expert's outputs");
     NB_CUDA(cudaMemcpyAsync(all_rows.data, rows.data(), all_rows.num_bytes(),
-                            cudaMemcpyHostToDevice, stream_));
+                            cudaMemcpyHostToDevice, writing()));
     NB_CUDA(cudaMemcpyAsync(all_scales.data, scales.data(), all_scales.num_bytes(),
-                            cudaMemcpyHostToDevice, stream_));
-    NB_CUDA(cudaMemsetAsync(sums.data, 0, sums.num_bytes(), stream_));
+                            cudaMemcpyHostToDevice, writing()));
+    NB_CUDA(cudaMemsetAsync(sums.data, 0, sums.num_bytes(), writing()));
     const auto product = [&](const Tensor& from, const LinearWeight& weight, const Tensor& to) {
       launch_linear({from.data, scalar_of(from.dtype), weight_of(weight), to.data,
                      scalar_of(to.dtype), from.shape[0]},
-                    rest, stream_);
+                    rest, writing());
     };
     int64_t start = 0;
     for (size_t e = 0; e < gate.size(); start = end[e++]) {
@@ -334,10 +352,10 @@ void CudaOps::moe_mlp_by_expert(const Tensor& x, const Tensor& experts, const Te
                          .type = scalar_of(x.dtype),
                          .num_rows = int_of(own_tokens),
                          .hidden = int_of(hidden)},
-                        stream_);
+                        writing());
     }
     launch_round(sums.as<const float>(), out.rows(begin, begin + tokens).data, scalar_of(out.dtype),
-                 tokens * hidden, stream_);
+                 tokens * hidden, writing());
     area.release(mark);
   }
 }

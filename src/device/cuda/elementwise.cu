@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "device/cuda/fixed_rows.cuh"
 #include "device/cuda/overlap.cuh"
 #include "device/cuda/scalar.cuh"
 
@@ -52,7 +53,8 @@ __device__ __forceinline__ T apply(T x, T y) {
 }
 
 template <Binary operation, class T, int kWidth>
-__global__ void binary_kernel(const T* x, const T* y, T* out, int64_t count, int64_t per_y) {
+__global__ void binary_kernel(const T* x, const T* y, T* out, int64_t count, int64_t per_y,
+                              const FixedRows fixed) {
   struct alignas(sizeof(T) * kWidth) Vector {
     T values[kWidth];
   };
@@ -71,6 +73,13 @@ __global__ void binary_kernel(const T* x, const T* y, T* out, int64_t count, int
 #pragma unroll
   for (int j = 0; j < kWidth; ++j) result.values[j] = apply<operation>(a.values[j], b.values[j]);
   *reinterpret_cast<Vector*>(out + i) = result;
+  if constexpr (kWidth == 8) {
+    if (fixed.digits == nullptr) return;
+    float values[8];
+#pragma unroll
+    for (int j = 0; j < 8; ++j) values[j] = to_float(result.values[j]);
+    write_fixed(values, static_cast<int>(i / fixed.in_features), i % fixed.in_features / 8, fixed);
+  }
 }
 
 // One thread per (token, frequency); the heads share its sine and cosine.
@@ -174,7 +183,10 @@ void launch_binary_of(const BinaryLaunch& args, const Workspace& workspace, cuda
                       (args.per_y != 1 || aligned(y, 16));
     auto* kernel = wide ? binary_kernel<operation, T, kWidth> : binary_kernel<operation, T, 1>;
     launch_overlapped(kernel, blocks_for(wide ? args.count / kWidth : args.count), kThreads, 0,
-                      stream, workspace.compute_capability, x, y, out, args.count, args.per_y);
+                      stream, workspace.compute_capability, x, y, out, args.count, args.per_y,
+                      args.fixed);
+    if (args.fixed.digits != nullptr && !(wide && kWidth == 8))
+      launch_fix_rows(out, args.type, args.fixed, workspace, stream);
   });
 }
 

@@ -4,6 +4,7 @@
 
 #include <cuda_runtime.h>
 
+#include "device/cuda/fixed_rows.h"
 #include "device/cuda/scalar.h"
 #include "device/cuda/workspace.h"
 
@@ -42,6 +43,7 @@ struct BinaryLaunch {
   Scalar type;
   int64_t count;
   int64_t per_y = 1;
+  FixedRows fixed = {};  // with digits: out goes there as well
 };
 void launch_binary(const BinaryLaunch& args, const Workspace& workspace, cudaStream_t stream);
 
@@ -59,6 +61,7 @@ struct NormLaunch {
   float eps;
   float weight_offset;
   const void* addend = nullptr;  // like x, which is then written
+  FixedRows fixed = {};          // with digits: out goes there as well
 };
 void launch_norm(const NormLaunch& args, const Workspace& workspace, cudaStream_t stream);
 

@@ -10,7 +10,9 @@
 
 #include <cmath>
 
+#include "device/cuda/cluster.cuh"
 #include "device/cuda/delta_rule_kernels.h"
+#include "device/cuda/norm.cuh"
 #include "device/cuda/overlap.cuh"
 #include "device/cuda/ragged.cuh"
 
@@ -21,20 +23,56 @@ constexpr int kDim = kDeltaDim;
 
 // --- recurrent ---------------------------------------------------------------------------------
 
-// Grid (128 / kSlice, num_v_heads, num_seqs), 256 threads. Sequences with more than `longest` new
-// tokens are left to the chunked kernels.
+__device__ __forceinline__ float load_weight(const DeltaNorm& norm, int at) {
+  switch (norm.weight_type) {
+    case Scalar::kF32: return static_cast<const float*>(norm.weight)[at];
+    case Scalar::kF16: return to_float(static_cast<const Half*>(norm.weight)[at]);
+    default: return to_float(static_cast<const BFloat*>(norm.weight)[at]);
+  }
+}
+
+// The gated norm of one head of one token by a warp: this block's columns of `out`. `slices`: the
+// rule's output, kSlice columns in the shared memory of each block of the cluster. Sums in the
+// order of norm.cu, so that the result is that of the separate operation.
 template <class T, int kSlice>
-__global__ __launch_bounds__(256) void recurrent_kernel(Rule rule, int32_t longest) {
+__device__ __forceinline__ void norm_head(const DeltaNorm& norm, const float* slices,
+                                          const T (&gate)[kSlice / 32], T* out) {
+  const int lane = static_cast<int>(threadIdx.x) & 31;
+  float x[kDim / 32];
+  float sum = 0;
+#pragma unroll
+  for (int j = 0; j < kDim / 32; ++j) {
+    x[j] = kSlice == kDim ? slices[lane + 32 * j]
+                          : load_cluster(slices + lane, static_cast<uint32_t>(j));
+    sum += x[j] * x[j];
+  }
+  const float scale = rsqrtf(warp_sum(sum) / static_cast<float>(kDim) + norm.eps);
+#pragma unroll
+  for (int j = 0; j < kDim / 32; ++j) {
+    if (kSlice != kDim && j != static_cast<int>(blockIdx.x)) continue;
+    const int column = lane + 32 * j;
+    out[column] = gated<T>(x[j], scale, load_weight(norm, column), gate[kSlice == kDim ? j : 0]);
+  }
+}
+
+// Grid (128 / kSlice, num_v_heads, num_seqs), 256 threads. Sequences with more than `longest` new
+// tokens are left to the chunked kernels. kNormed: the blocks of a head, 4 or 1, are a cluster.
+template <class T, int kSlice, bool kNormed>
+__global__ __launch_bounds__(256) void recurrent_kernel(Rule rule, int32_t longest,
+                                                        DeltaNorm norm) {
+  static_assert(kSlice == 32 || kSlice == kDim);
   constexpr int kLanes = kSlice / 4;          // threads that share a state row, 4 columns each
   constexpr int kRowsPerPass = 256 / kLanes;  // state rows the block covers at once
   constexpr int kPasses = kDim / kRowsPerPass;
   let_next_kernel_start();
-  wait_for_previous_kernel();
   const int32_t seq = static_cast<int32_t>(blockIdx.z);
   const int32_t begin = rule.batch.query_start[seq];
   const int32_t count = rule.batch.query_start[seq + 1] - begin;
+  const int64_t slot = rule.batch.state_slot[seq];
+  const bool fresh = rule.batch.state_is_fresh[seq] != 0;
+  wait_for_previous_kernel();
   // A fresh sequence without tokens still has its state cleared.
-  if (count > longest || (count == 0 && rule.batch.state_is_fresh[seq] == 0)) return;
+  if (count > longest || (count == 0 && !fresh)) return;
   const int head = static_cast<int>(blockIdx.y);
   const int key_head = head / (rule.num_v_heads / rule.num_k_heads);
   const int tid = static_cast<int>(threadIdx.x);
@@ -42,13 +80,13 @@ __global__ __launch_bounds__(256) void recurrent_kernel(Rule rule, int32_t longe
   const int column = static_cast<int>(blockIdx.x) * kSlice + tid % kLanes * 4;
   const int first_row = tid / kLanes;
 
+  __shared__ float outs[2][kNormed ? kSlice : 1];           // [token parity]
   __shared__ float keys[2][2][kDim];                        // [token parity][k, q]
   __shared__ __align__(16) float partial[2][8][2][kSlice];  // [parity][warp][S'k, S'q]
 
-  const int64_t slot = rule.batch.state_slot[seq];
   float* state = rule.state + (slot * rule.num_v_heads + head) * kDim * kDim;
   float4 s[kPasses];
-  if (rule.batch.state_is_fresh[seq] != 0) {
+  if (fresh) {
 #pragma unroll
     for (int p = 0; p < kPasses; ++p) s[p] = {0, 0, 0, 0};
   } else {
@@ -72,6 +110,13 @@ __global__ __launch_bounds__(256) void recurrent_kernel(Rule rule, int32_t longe
 #pragma unroll
     for (int c = 0; c < 4; ++c)
       value[c] = to_float(static_cast<const T*>(rule.v)[value_row + column + c]);
+    T gate[kSlice / 32];
+    if (kNormed && tid < 32) {
+#pragma unroll
+      for (int j = 0; j < kSlice / 32; ++j)
+        gate[j] = static_cast<const T*>(
+            norm.gate)[value_row + static_cast<int>(blockIdx.x) * kSlice + tid + 32 * j];
+    }
     __syncthreads();
 
     // Every warp computes the three dot products for itself: no second barrier.
@@ -128,11 +173,27 @@ __global__ __launch_bounds__(256) void recurrent_kernel(Rule rule, int32_t longe
         beta * (value[0] - k_decay * total[0].x), beta * (value[1] - k_decay * total[0].y),
         beta * (value[2] - k_decay * total[0].z), beta * (value[3] - k_decay * total[0].w)};
     if (first_row == 0) {
-      T* out = static_cast<T*>(rule.out) + value_row + column;
-      out[0] = Round<T>::of(q_decay * total[1].x + kq * delta[0]);
-      out[1] = Round<T>::of(q_decay * total[1].y + kq * delta[1]);
-      out[2] = Round<T>::of(q_decay * total[1].z + kq * delta[2]);
-      out[3] = Round<T>::of(q_decay * total[1].w + kq * delta[3]);
+      const T out[4] = {Round<T>::of(q_decay * total[1].x + kq * delta[0]),
+                        Round<T>::of(q_decay * total[1].y + kq * delta[1]),
+                        Round<T>::of(q_decay * total[1].z + kq * delta[2]),
+                        Round<T>::of(q_decay * total[1].w + kq * delta[3])};
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        if (kNormed) {
+          outs[parity][tid % kLanes * 4 + c] = to_float(out[c]);
+        } else {
+          static_cast<T*>(rule.out)[value_row + column + c] = out[c];
+        }
+      }
+    }
+    if (kNormed) {
+      if (kSlice == kDim) {
+        __syncthreads();
+      } else {
+        cluster_barrier();
+      }
+      if (tid < 32)
+        norm_head<T, kSlice>(norm, outs[parity], gate, static_cast<T*>(rule.out) + value_row);
     }
 #pragma unroll
     for (int p = 0; p < kPasses; ++p) {
@@ -146,6 +207,8 @@ __global__ __launch_bounds__(256) void recurrent_kernel(Rule rule, int32_t longe
 #pragma unroll
   for (int p = 0; p < kPasses; ++p)
     *reinterpret_cast<float4*>(state + (first_row + p * kRowsPerPass) * kDim + column) = s[p];
+  if (kNormed && kSlice != kDim)
+    cluster_barrier();  // a block's outputs stay until all have read them
 }
 
 // Any head dims: a thread per value column, the state in global memory (mostly cache). Grid
@@ -200,16 +263,32 @@ __global__ void any_dims_kernel(Rule rule) {
 
 // --- launching -----------------------------------------------------------------------------------
 
+// Whether the norm, if there is one, has been done.
 template <class T>
-void launch_recurrent(const Rule& rule, int32_t longest, const Workspace& workspace,
-                      cudaStream_t stream) {
+bool launch_recurrent(const Rule& rule, int32_t longest, const DeltaNorm& norm,
+                      const Workspace& workspace, cudaStream_t stream) {
   // Enough blocks to keep the memory busy: a head's state in one piece or in four.
   const auto heads = static_cast<unsigned>(rule.num_v_heads);
   const auto seqs = static_cast<unsigned>(rule.batch.num_seqs);
   const bool quarters = heads * seqs < 4u * static_cast<unsigned>(workspace.num_sms);
-  launch_overlapped(quarters ? recurrent_kernel<T, 32> : recurrent_kernel<T, 128>,
-                    dim3(quarters ? 4 : 1, heads, seqs), 256, 0, stream,
-                    workspace.compute_capability, rule, longest);
+  const int capability = workspace.compute_capability;
+  const bool normed = norm.gate != nullptr && (!quarters || capability >= 90);
+  const auto run = [&](auto* kernel, unsigned blocks, unsigned cluster) {
+    launch_overlapped_clusters(kernel, dim3(blocks, heads, seqs), cluster, 256, 0, stream,
+                               capability, rule, longest, norm);
+  };
+  if (quarters) {
+    if (normed) {
+      run(recurrent_kernel<T, 32, true>, 4, 4);
+    } else {
+      run(recurrent_kernel<T, 32, false>, 4, 1);
+    }
+  } else if (normed) {
+    run(recurrent_kernel<T, kDim, true>, 1, 1);
+  } else {
+    run(recurrent_kernel<T, kDim, false>, 1, 1);
+  }
+  return normed;
 }
 
 template <class T>
@@ -223,9 +302,9 @@ void launch_any_dims(const Rule& rule, cudaStream_t stream) {
 
 }  // namespace
 
-void launch_gated_delta_net(const DeltaRuleLaunch& args, const DeviceBatch& batch,
+bool launch_gated_delta_net(const DeltaRuleLaunch& args, const DeviceBatch& batch,
                             const Workspace& workspace, cudaStream_t stream) {
-  if (batch.num_tokens == 0 || batch.num_seqs == 0) return;
+  if (batch.num_tokens == 0 || batch.num_seqs == 0) return true;
   const Rule rule{args.q,         args.k,           args.v,
                   args.log_decay, args.beta,        args.state,
                   args.out,       args.num_k_heads, args.num_v_heads,
@@ -234,7 +313,7 @@ void launch_gated_delta_net(const DeltaRuleLaunch& args, const DeviceBatch& batc
   if (rule.k_dim != kDim || rule.v_dim != kDim) {
     with_type(args.type,
               [&](auto type) { launch_any_dims<typename decltype(type)::type>(rule, stream); });
-    return;
+    return false;
   }
   // Few tokens each, and none with many, is known from the counts alone (if every sequence has one
   // at least; otherwise this is only slower). Then the recurrent kernel takes all.
@@ -244,11 +323,14 @@ void launch_gated_delta_net(const DeltaRuleLaunch& args, const DeviceBatch& batc
                        args.type != Scalar::kF32 && workspace.compute_capability >= 80 &&
                        launch_chunked_delta_rule(rule, args.type, workspace,
                                                  args.form == DeltaRuleForm::kAuto, stream);
-  if (chunked && batch.num_seqs == 1) return;  // the one sequence is long
+  if (chunked && batch.num_seqs == 1) return false;  // the one sequence is long
+  bool normed = false;
   with_type(args.type, [&](auto type) {
-    launch_recurrent<typename decltype(type)::type>(rule, chunked ? kLongestRecurrent : INT32_MAX,
-                                                    workspace, stream);
+    normed = launch_recurrent<typename decltype(type)::type>(
+        rule, chunked ? kLongestRecurrent : INT32_MAX, chunked ? DeltaNorm{} : args.norm, workspace,
+        stream);
   });
+  return normed;
 }
 
 }  // namespace nibble::cuda

@@ -36,10 +36,21 @@ struct DeltaGatesLaunch {
 };
 void launch_delta_gates(const DeltaGatesLaunch& gates, const Workspace& workspace,
                         cudaStream_t stream);
+// Both, of elements of one type; few tokens in one launch.
+void launch_delta_inputs(const ConvLaunch& conv, const DeltaGatesLaunch& gates,
+                         const DeviceBatch& batch, const Workspace& workspace, cudaStream_t stream);
 
 // Which form longer sequences take. kAuto: chunked on tensor cores where head dims, element type
 // and card allow it. The others are for tests and benchmarks.
 enum class DeltaRuleForm : uint8_t { kAuto, kRecurrent, kChunkedMma };
+
+// The gated norm of device/ops.h over the rule's output.
+struct DeltaNorm {
+  const void* gate = nullptr;  // [num_tokens, num_v_heads, v_dim] of the rule's type; null: no norm
+  const void* weight = nullptr;  // [v_dim] of weight_type
+  Scalar weight_type = Scalar::kF32;
+  float eps = 0;
+};
 
 struct DeltaRuleLaunch {
   const void* q;  // [num_tokens, num_k_heads, k_dim] of type
@@ -55,10 +66,11 @@ struct DeltaRuleLaunch {
   int32_t k_dim;  // at most 256
   int32_t v_dim;  // at most 1024
   DeltaRuleForm form = DeltaRuleForm::kAuto;
+  DeltaNorm norm = {};
 };
-// A step that needs more than workspace.scratch (17 KiB per chunk of 64 tokens and value head) runs
-// in pieces.
-void launch_gated_delta_net(const DeltaRuleLaunch& rule, const DeviceBatch& batch,
+// Whether the norm has been done as well, if there is one. A step that needs more than
+// workspace.scratch (17 KiB per chunk of 64 tokens and value head) runs in pieces.
+bool launch_gated_delta_net(const DeltaRuleLaunch& rule, const DeviceBatch& batch,
                             const Workspace& workspace, cudaStream_t stream);
 
 }  // namespace nibble::cuda

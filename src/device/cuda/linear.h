@@ -18,6 +18,7 @@
 
 #include <cuda_runtime.h>
 
+#include "device/cuda/fixed_rows.h"
 #include "device/cuda/scalar.h"
 #include "device/cuda/workspace.h"
 
@@ -54,6 +55,7 @@ struct LinearLaunch {
   Scalar out_type;
   int64_t num_tokens;
   LinearPath path = LinearPath::kAuto;
+  FixedRows fixed = {};  // x once more, if the operation before left it in this form
 };
 
 void launch_linear(const LinearLaunch& args, const Workspace& workspace, cudaStream_t stream);

@@ -12,6 +12,7 @@
 // limits packed weights.
 #include <climits>
 
+#include "device/cuda/cluster.cuh"
 #include "device/cuda/linear_stream.cuh"
 #include "device/cuda/overlap.cuh"
 
@@ -73,29 +74,6 @@ __device__ __forceinline__ void read(Activations& to, const char* from) {
     asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];\n"
                  : "=r"(to.x[j].x), "=r"(to.x[j].y), "=r"(to.x[j].z), "=r"(to.x[j].w)
                  : "l"(from + 64 * j));
-}
-
-__device__ __forceinline__ void cluster_barrier() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile(
-      "barrier.cluster.arrive.release.aligned;\n"
-      "barrier.cluster.wait.acquire.aligned;\n" ::
-          : "memory");
-#endif
-}
-// From the shared memory of another block of the cluster.
-__device__ __forceinline__ float4 load_cluster(const float4* from, uint32_t rank) {
-  float4 value = make_float4(0, 0, 0, 0);
-#if __CUDA_ARCH__ >= 900
-  asm volatile(
-      "{\n.reg .u32 there;\n"
-      "mapa.shared::cluster.u32 there, %4, %5;\n"
-      "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [there];\n}\n"
-      : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
-      : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(from))), "r"(rank)
-      : "memory");
-#endif
-  return value;
 }
 
 // A stage of a warp's weights in registers.

@@ -362,8 +362,11 @@ bool describe(const LinearLaunch& args, const Workspace& workspace, SkinnyArgs* 
 
 // Up to kDirectTokens tokens. Few need deep rings, which fill while short kernels pass; more need
 // their activations from the first-level cache (`nibble bench decode`, docs/performance.md).
-bool launch_few(Scalar type, Kind kind, const SkinnyArgs* parts, int count,
-                const Workspace& workspace, cudaStream_t stream) {
+bool launch_few(Scalar type, Kind kind, const SkinnyArgs* parts, int count, const FixedRows& fixed,
+                bool may_fix, const Workspace& workspace, cudaStream_t stream) {
+  if (kind == Kind::kW4 && may_fix && parts[0].num_tokens <= kFixedTokens &&
+      launch_linear_fixed(type, parts, count, fixed, workspace, stream))
+    return true;
   if (parts[0].num_tokens > kRingTokens)
     return launch_linear_direct(type, kind, parts, count, workspace, stream);
   return launch_linear_vector(type, kind, parts, count, workspace, stream);
@@ -384,7 +387,9 @@ bool launch_linear_skinny(const LinearLaunch& args, const Workspace& workspace,
     launch.x = static_cast<const char*>(args.x) + begin * weight.in_features * 2;
     launch.out = static_cast<char*>(args.out) +
                  begin * weight.out_features * static_cast<int64_t>(scalar_size(args.out_type));
-    if (launch_few(args.x_type, kind, &launch, 1, workspace, stream)) continue;
+    // The last few of many tokens are computed as those before them.
+    const bool may_fix = args.num_tokens <= kFixedTokens;
+    if (launch_few(args.x_type, kind, &launch, 1, args.fixed, may_fix, workspace, stream)) continue;
     if (args.x_type == Scalar::kBF16) {
       launch_kind<BFloat>(kind, launch, workspace, stream);
     } else {
@@ -409,7 +414,8 @@ bool launch_linear_skinny_group(const LinearLaunch* parts, int count, const Work
     launches[i].x = parts[i].x;
     launches[i].out = parts[i].out;
   }
-  return launch_few(parts[0].x_type, kind, launches, count, workspace, stream);
+  return launch_few(parts[0].x_type, kind, launches, count, parts[0].fixed, true, workspace,
+                    stream);
 }
 
 bool launch_linear_experts(const ExpertsLaunch& args, const Workspace& workspace,

@@ -5,6 +5,7 @@
 // Dequantization is (magic | nibble) - zero exactly, times scale rounded once, both on pairs.
 #pragma once
 
+#include "device/cuda/fixed_rows.h"
 #include "device/cuda/linear.h"
 #include "device/cuda/scalar.cuh"
 
@@ -58,6 +59,12 @@ bool launch_linear_direct(Scalar type, Kind kind, const SkinnyArgs* parts, int c
 bool launch_linear_vector(Scalar type, Kind kind, const SkinnyArgs* parts, int count,
                           const Workspace& workspace, cudaStream_t stream,
                           const ExpertArgs* experts = nullptr);
+
+// linear_fixed.cu: up to kFixedTokens tokens times packed weights in groups of 128 or more; several
+// products of one x in one launch. `ready`: x in that form, or without digits, which are then made.
+// False if the weights or the workspace do not allow it.
+bool launch_linear_fixed(Scalar type, const SkinnyArgs* parts, int count, const FixedRows& ready,
+                         const Workspace& workspace, cudaStream_t stream);
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
 #define NB_SKINNY_CODE 1

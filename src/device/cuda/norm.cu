@@ -2,6 +2,8 @@
 // row, kept in registers between the sum and the scaling when it fits, read again from the cache
 // when it does not.
 #include "device/cuda/elementwise.h"
+#include "device/cuda/fixed_rows.cuh"
+#include "device/cuda/norm.cuh"
 #include "device/cuda/overlap.cuh"
 #include "device/cuda/scalar.cuh"
 
@@ -10,18 +12,6 @@ namespace {
 
 constexpr int kBlock = 256;
 constexpr int64_t kLongRow = 1024;
-
-template <class T, class W>
-__device__ __forceinline__ T normed(float x, float scale, W weight, float offset) {
-  return Round<T>::of(x * scale * (to_float(weight) + offset));
-}
-// Three roundings in 16-bit activations, where Hugging Face has them.
-template <class T, class W>
-__device__ __forceinline__ T gated(float x, float scale, W weight, T gate) {
-  const float weighted = rounded<T>(to_float(weight) * rounded<T>(x * scale));
-  const float g = to_float(gate);
-  return Round<T>::of(weighted * (g * sigmoid(g)));
-}
 
 template <class T, class W>
 __device__ __forceinline__ void finish_row(const NormLaunch& args, int64_t row, int thread,
@@ -62,11 +52,17 @@ __global__ void short_rows_kernel(const NormLaunch args) {
   finish_row<T, W>(args, row, lane, 32, warp_sum(partial_sum<T>(args, row, lane, 32)));
 }
 
+// Of blocks of up to kThreads threads, in whole warps.
+template <int kThreads>
 __device__ __forceinline__ float block_sum(float x) {
-  __shared__ float sums[kBlock / 32];
+  __shared__ float sums[32];
   x = warp_sum(x);
   if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = x;
   __syncthreads();
+  if constexpr (kThreads > kBlock) {
+    const unsigned lane = threadIdx.x % 32;
+    return warp_sum(lane < blockDim.x / 32 ? sums[lane] : 0.0f);
+  }
   float total = 0;
 #pragma unroll
   for (int warp = 0; warp < kBlock / 32; ++warp) total += sums[warp];
@@ -78,18 +74,26 @@ __global__ void long_rows_kernel(const NormLaunch args) {
   let_next_kernel_start();
   wait_for_previous_kernel();
   const int thread = threadIdx.x;
-  const float sum = block_sum(partial_sum<T>(args, blockIdx.x, thread, kBlock));
+  const float sum = block_sum<kBlock>(partial_sum<T>(args, blockIdx.x, thread, kBlock));
   finish_row<T, W>(args, blockIdx.x, thread, kBlock, sum);
 }
 
-// 16-bit rows of up to kVectors * 8 * kBlock, n % 8 == 0, 16-byte aligned, without gate: one read,
-// the row stays in registers.
-template <class T, class W, int kVectors>
-__global__ void register_rows_kernel(const NormLaunch args) {
+// 16-bit rows of up to kVectors * 8 * kThreads, n % 8 == 0, 16-byte aligned, without gate: one
+// read, the row stays in registers. Few rows take a thread per vector, and weights that are there
+// when x comes: nothing else runs that could hide their latency.
+template <class T, class W, int kVectors, int kThreads>
+__global__ void __launch_bounds__(kThreads) register_rows_kernel(const NormLaunch args) {
   struct alignas(16) Vector {
     T values[8];
   };
+  struct alignas(8 * sizeof(W) < 16 ? 8 * sizeof(W) : 16) Weights {
+    W values[8];
+  };
   let_next_kernel_start();
+  const auto* all_weights = static_cast<const Weights*>(args.weight);
+  constexpr bool kFew = kVectors == 1;
+  Weights weights[kVectors];
+  if (kFew && threadIdx.x < args.n / 8) weights[0] = all_weights[threadIdx.x];
   wait_for_previous_kernel();
   const auto* x =
       reinterpret_cast<const Vector*>(static_cast<const T*>(args.x) + int64_t{blockIdx.x} * args.n);
@@ -98,7 +102,7 @@ __global__ void register_rows_kernel(const NormLaunch args) {
   float sum = 0;
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
-    const int at = v * kBlock + static_cast<int>(threadIdx.x);
+    const int at = v * kThreads + static_cast<int>(threadIdx.x);
     if (at < count) {
       row[v] = x[at];
       if (args.addend != nullptr) {
@@ -116,19 +120,24 @@ __global__ void register_rows_kernel(const NormLaunch args) {
       }
     }
   }
-  const float scale = rsqrtf(block_sum(sum) / static_cast<float>(args.n) + args.eps);
+  const float scale = rsqrtf(block_sum<kThreads>(sum) / static_cast<float>(args.n) + args.eps);
   auto* out = reinterpret_cast<Vector*>(static_cast<T*>(args.out) + int64_t{blockIdx.x} * args.n);
-  const W* weight = static_cast<const W*>(args.weight);
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
-    const int at = v * kBlock + static_cast<int>(threadIdx.x);
+    const int at = v * kThreads + static_cast<int>(threadIdx.x);
     if (at < count) {
+      if (!kFew) weights[v] = all_weights[at];
       Vector result;
+      float values[8];
 #pragma unroll
-      for (int j = 0; j < 8; ++j)
+      for (int j = 0; j < 8; ++j) {
         result.values[j] =
-            normed<T>(to_float(row[v].values[j]), scale, weight[at * 8 + j], args.weight_offset);
+            normed<T>(to_float(row[v].values[j]), scale, weights[v].values[j], args.weight_offset);
+        values[j] = to_float(result.values[j]);
+      }
       out[at] = result;
+      if (args.fixed.digits != nullptr)
+        write_fixed(values, static_cast<int>(blockIdx.x), at, args.fixed);
     }
   }
 }
@@ -136,17 +145,27 @@ __global__ void register_rows_kernel(const NormLaunch args) {
 template <class T, class W>
 void launch(NormLaunch args, const Workspace& workspace, cudaStream_t stream) {
   const auto rows = static_cast<unsigned>(args.num_rows);
-  const auto run = [&](void (*kernel)(NormLaunch), unsigned blocks) {
-    launch_overlapped(kernel, blocks, kBlock, 0, stream, workspace.compute_capability, args);
+  const auto run = [&](void (*kernel)(NormLaunch), unsigned blocks, unsigned threads = kBlock) {
+    launch_overlapped(kernel, blocks, threads, 0, stream, workspace.compute_capability, args);
   };
   const auto aligned = [](const void* pointer) {
     return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
   };
   const bool vectors = args.n >= kLongRow && args.gate == nullptr && args.n % 8 == 0 &&
-                       aligned(args.x) && aligned(args.out) && aligned(args.addend);
+                       aligned(args.x) && aligned(args.out) && aligned(args.addend) &&
+                       aligned(args.weight);
   if constexpr (sizeof(T) == 2) {
-    if (vectors && args.n <= 4 * 8 * kBlock) return run(register_rows_kernel<T, W, 4>, rows);
+    constexpr int kWide = 1024;
+    if (vectors && args.num_rows <= workspace.num_sms && args.n <= 8 * kWide)
+      return run(register_rows_kernel<T, W, 1, kWide>, rows,
+                 static_cast<unsigned>((args.n / 8 + 31) / 32 * 32));
+    if (vectors && args.n <= 4 * 8 * kBlock)
+      return run(register_rows_kernel<T, W, 4, kBlock>, rows);
   }
+  const auto fix = [&] {
+    if (args.fixed.digits != nullptr)
+      launch_fix_rows(args.out, args.type, args.fixed, workspace, stream);
+  };
   if (args.addend != nullptr) {
     launch_binary({Binary::kAdd, args.x, args.addend, const_cast<void*>(args.x), args.type,
                    args.num_rows * args.n},
@@ -155,9 +174,11 @@ void launch(NormLaunch args, const Workspace& workspace, cudaStream_t stream) {
   }
   if (args.n < kLongRow) {
     const int64_t threads = args.num_rows * 32;
-    return run(short_rows_kernel<T, W>, static_cast<unsigned>((threads + kBlock - 1) / kBlock));
+    run(short_rows_kernel<T, W>, static_cast<unsigned>((threads + kBlock - 1) / kBlock));
+    return fix();
   }
   run(long_rows_kernel<T, W>, rows);
+  fix();
 }
 
 }  // namespace

@@ -8,7 +8,8 @@
 namespace nibble::cuda {
 
 // Before this returns, nothing that an earlier kernel writes may be read, and nothing that an
-// earlier kernel reads may be written.
+// earlier kernel reads may be written. Weights may, positions and the arrays of a DeviceBatch: only
+// copies write them, and a copy waits for all kernels before it and holds up all after it.
 __device__ __forceinline__ void wait_for_previous_kernel() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -26,7 +27,7 @@ __device__ __forceinline__ void let_next_kernel_start() {
 // only sm_90 has; 1 for none.
 template <class... Parameters, class... Args>
 void launch_overlapped_clusters(void (*kernel)(Parameters...), dim3 grid, unsigned cluster,
-                                unsigned threads, size_t shared_bytes, cudaStream_t stream,
+                                dim3 threads, size_t shared_bytes, cudaStream_t stream,
                                 int compute_capability, Args... args) {
   cudaLaunchAttribute attributes[2]{};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -35,7 +36,7 @@ void launch_overlapped_clusters(void (*kernel)(Parameters...), dim3 grid, unsign
   attributes[1].val.clusterDim = {cluster, 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
-  config.blockDim = dim3(threads);
+  config.blockDim = threads;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   config.attrs = attributes;
@@ -45,9 +46,8 @@ void launch_overlapped_clusters(void (*kernel)(Parameters...), dim3 grid, unsign
 
 // The same without clusters.
 template <class... Parameters, class... Args>
-void launch_overlapped(void (*kernel)(Parameters...), dim3 grid, unsigned threads,
-                       size_t shared_bytes, cudaStream_t stream, int compute_capability,
-                       Args... args) {
+void launch_overlapped(void (*kernel)(Parameters...), dim3 grid, dim3 threads, size_t shared_bytes,
+                       cudaStream_t stream, int compute_capability, Args... args) {
   launch_overlapped_clusters(kernel, grid, 1, threads, shared_bytes, stream, compute_capability,
                              args...);
 }

@@ -17,6 +17,10 @@ struct Workspace {
   void* scratch = nullptr;
   size_t scratch_size = 0;
 
+  // Activations that an operation has left in the form of fixed_rows.h for the product after it.
+  void* fixed_rows = nullptr;
+  size_t fixed_rows_size = 0;
+
   // Zero between operations: counters by which the last block of a group knows that it is last. Who
   // uses them leaves them zero.
   uint32_t* counters = nullptr;

@@ -101,9 +101,13 @@ class TimingOps final : public ForwardingOps {
   void linear_group(const Tensor& x, std::initializer_list<LinearPart> parts) override {
     time(OpClass::kLinear, [&] { device_.ops().linear_group(x, parts); });
   }
-  void causal_conv1d_split(const ConvArgs& args, const RaggedBatch& batch, const Tensor& q,
-                           const Tensor& k, const Tensor& v) override {
-    time(OpClass::kDeltaNet, [&] { device_.ops().causal_conv1d_split(args, batch, q, k, v); });
+  void delta_net_inputs(const DeltaNetInputsArgs& args, const RaggedBatch& batch) override {
+    time(OpClass::kDeltaNet, [&] { device_.ops().delta_net_inputs(args, batch); });
+  }
+  void gated_delta_net_normed(const GatedDeltaNetArgs& args, const RaggedBatch& batch,
+                              const Tensor& gate, const Tensor& norm_weight, float eps) override {
+    time(OpClass::kDeltaNet,
+         [&] { device_.ops().gated_delta_net_normed(args, batch, gate, norm_weight, eps); });
   }
   void attention_inputs(const AttentionInputsArgs& args, const RaggedBatch& batch) override {
     time(OpClass::kAttention, [&] { device_.ops().attention_inputs(args, batch); });

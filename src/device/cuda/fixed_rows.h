@@ -1,0 +1,44 @@
+// Activations of few tokens as fixed-point numbers of two 8-bit digits, for products with packed
+// weights on integer tensor cores (linear_fixed.cu). Each token's 128 inputs c share a unit, a
+// power of two:
+//   x[t, 128 c + i] = (256 high + low) * unit,  |256 high + low| < 2^14, low in -128..127
+// What a bfloat16 holds within 2^-6 of the largest of its 128 is exact; the rest errs by at most
+// 2^-14 of the largest.
+//
+//   digits  [in / 128, 2 halves, 2 digits, num_tokens, 4, 16] int8
+//     byte 8 j + 4 i + b of lane t of half h: input 64 h + 32 j + 8 t + 4 i + {0, 2, 1, 3}[b]: the
+//     B operand of mma.m16n8k32 that belongs to the tiles of linear.h
+//   columns [in / 128, 8] {int32 sum over the 128 inputs, f32 unit}
+//     up to 4 tokens: column t the high digits of token t, unit 256 times, column 4 + t the low
+//     ones; up to 8: column t both digits of token t.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "device/cuda/scalar.h"
+#include "device/cuda/workspace.h"
+
+namespace nibble::cuda {
+
+constexpr int kFixedTokens = 8;
+constexpr int64_t kFixedGroup = 128;  // inputs that share a unit
+
+struct FixedRows {
+  int8_t* digits = nullptr;  // null: none
+  void* columns = nullptr;
+  int num_tokens = 0;
+  int64_t in_features = 0;
+};
+
+// Room for such rows in the workspace; `digits` is null if they do not fit or cannot be: more than
+// kFixedTokens tokens, in_features % kFixedGroup != 0, no 8-bit tensor cores.
+FixedRows fixed_rows_of(int64_t num_tokens, int64_t in_features, const Workspace& workspace);
+
+// From x [num_tokens, in_features] of a 16-bit type.
+void launch_fix_rows(const void* x, Scalar type, const FixedRows& to, const Workspace& workspace,
+                     cudaStream_t stream);
+
+}  // namespace nibble::cuda
