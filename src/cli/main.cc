@@ -8,6 +8,7 @@
 #include "base/text.h"
 #include "base/version.h"
 #include "cli/command.h"
+#include "device/backends.h"
 
 namespace {
 
@@ -31,7 +32,7 @@ int main(int argc, char** argv) {
   }
   const std::string& name = arguments[0];
   if (name == "--version") {
-    std::printf("nibble %s (cpu)\n", nibble::kVersion.data());
+    std::printf("nibble %s (%s)\n", nibble::kVersion.data(), nibble::built_backends().data());
     return 0;
   }
   if (name == "help" && arguments.size() == 2 && arguments[1] == "--markdown") {

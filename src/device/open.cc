@@ -1,6 +1,7 @@
 // Picks a backend: the only file that names one.
 #include "base/format.h"
 #include "base/log.h"
+#include "device/backends.h"
 #include "device/cpu/cpu_device.h"
 #include "device/cuda/cuda_device.h"
 #include "device/device.h"
@@ -31,6 +32,14 @@ Result<std::unique_ptr<Device>> open_best(int num_threads) {
 }
 
 }  // namespace
+
+std::string_view built_backends() {
+#ifdef NIBBLE_WITH_CUDA
+  return "cpu, cuda";
+#else
+  return "cpu";
+#endif
+}
 
 Result<Backend> parse_backend(const std::string& name) {
   if (name == "auto") return Backend::kAuto;
