@@ -211,7 +211,8 @@ TEST_F(CudaLinear, MixedTypes) {
 
 // Long rows and many row blocks: thread blocks share rows and hand their sums over.
 TEST_F(CudaLinear, SharedRowsOfLargeWeights) {
-  for (const auto& [out, in] : {std::pair(40, 17408), std::pair(4099, 1024), std::pair(130, 64)}) {
+  for (const auto& [out, in] :
+       {std::pair(40, 17408), std::pair(4099, 1024), std::pair(8205, 384), std::pair(130, 64)}) {
     for (const int num_tokens : {1, 5, 16, 31, 64}) {
       const DiskWeight disk(random_, out, in, {4, in == 64 ? 64 : 128, true, DType::kBF16});
       expect_equal(disk.weight, DType::kBF16, num_tokens, LinearPath::kSkinny);

@@ -56,7 +56,7 @@ __device__ __forceinline__ void write_fixed(const float (&x)[8], int token, int6
   *reinterpret_cast<uint2*>(at) = make_uint2(high[0], high[1]);
   *reinterpret_cast<uint2*>(at + to.num_tokens * 64) = make_uint2(low[0], low[1]);
   if (inner != 0) return;
-  auto* columns = static_cast<uint2*>(to.columns) + group * kFixedTokens;
+  auto* columns = static_cast<uint2*>(to.columns) + group * fixed_columns(to.num_tokens);
   if (to.num_tokens <= 4) {
     columns[token] = make_uint2(static_cast<uint32_t>(high_sum), __float_as_uint(unit * 256));
     columns[4 + token] = make_uint2(static_cast<uint32_t>(low_sum), __float_as_uint(unit));

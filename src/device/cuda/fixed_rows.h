@@ -8,9 +8,9 @@
 //   digits  [in / 128, 2 halves, 2 digits, num_tokens, 4, 16] int8
 //     byte 8 j + 4 i + b of lane t of half h: input 64 h + 32 j + 8 t + 4 i + {0, 2, 1, 3}[b]: the
 //     B operand of mma.m16n8k32 that belongs to the tiles of linear.h
-//   columns [in / 128, 8] {int32 sum over the 128 inputs, f32 unit}
+//   columns [in / 128, 8, or 16 for more than 8 tokens] {int32 sum over the 128 inputs, f32 unit}
 //     up to 4 tokens: column t the high digits of token t, unit 256 times, column 4 + t the low
-//     ones; up to 8: column t both digits of token t.
+//     ones; more: column t both digits of token t.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -23,8 +23,12 @@
 
 namespace nibble::cuda {
 
-constexpr int kFixedTokens = 8;
+constexpr int kFixedTokens = 16;
 constexpr int64_t kFixedGroup = 128;  // inputs that share a unit
+
+constexpr int fixed_columns(int64_t num_tokens) {
+  return num_tokens <= 8 ? 8 : 16;
+}
 
 struct FixedRows {
   int8_t* digits = nullptr;  // null: none

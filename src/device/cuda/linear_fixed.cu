@@ -1,5 +1,5 @@
-// y = x W' for packed weights and up to 8 tokens on integer tensor cores: nibbles as they lie times
-// the digits of FixedRows, exactly, in 32-bit integers; zeros, scales and units once per 128
+// y = x W' for packed weights and up to 16 tokens on integer tensor cores: nibbles as they lie
+// times the digits of FixedRows, exactly, in 32-bit integers; zeros, scales and units once per 128
 // inputs.
 //   y[t, n] = sum over groups of scale(n) unit(t) (sum_k q[n, k] x[k, t] - zero(n) sum_k x[k, t])
 // One logic instruction makes four operands of 8 bits of a packed word: the low nibbles are row g,
@@ -8,9 +8,11 @@
 // which the contract of tensor/linear_weight.h would have; the result is the nearer to the exact
 // one.
 //
-// A block per `kRows` row tiles, its warps taking turns along the row, as in linear_vector.cu.
+// A block per `kRows` row tiles, its warps taking turns along the row, as in linear_vector.cu; or a
+// cluster of blocks, where there are few row tiles and many tokens.
 #include <climits>
 
+#include "device/cuda/cluster.cuh"
 #include "device/cuda/fixed_rows.cuh"
 #include "device/cuda/linear_stream.cuh"
 #include "device/cuda/overlap.cuh"
@@ -20,14 +22,19 @@ namespace {
 
 constexpr int kThreads = 256;  // of the kernel that makes rows
 
-template <int kTokenColumns, int kRowTiles, int kStages, int kBlocksPerSm>
+template <int kTokenColumns, int kRowTiles, int kStages, int kBlocksPerSm, int kWarpsOfBlock = 8,
+          int kBlocksOfCluster = 1>
 struct FixedShape {
-  static constexpr int kTokens = kTokenColumns;  // 4: both digits in one product; 8: in two
+  static constexpr int kTokens = kTokenColumns;  // 4: both digits in one product; 8, 16: in two
   static constexpr int kRows = kRowTiles;        // row tiles of a block
   static constexpr int kDepth = kStages;
   static constexpr int kBlocks = kBlocksPerSm;
+  static constexpr int kWarps = kWarpsOfBlock;
+  static constexpr int kCluster = kBlocksOfCluster;  // blocks that share a row
+  static constexpr int kTokenTiles = kTokens <= 8 ? 1 : 2;
   static constexpr int kStage = kRows * (1024 + 64);  // 128 inputs, then the scales
   static constexpr int kRing = kDepth * kStage;       // of a warp
+  static_assert(kRows * kTokenTiles * 512 <= kRing, "sums take the place of the rings");
   static constexpr size_t kShared = size_t{kWarps} * kRing;
 };
 
@@ -72,33 +79,89 @@ __device__ __forceinline__ int zero_of(uint32_t word) {
 }
 
 // This lane's part of the digits and columns of one group.
-template <int kTokens>
+template <class Shape>
 struct Digits {
-  static constexpr int kParts = kTokens <= 4 ? 1 : 2;
-  uint4 x[kParts][2];
-  uint4 columns;
+  static constexpr int kParts = Shape::kTokens <= 4 ? 1 : 2;
+  uint4 x[2][Shape::kTokenTiles][kParts];  // [half]
+  uint4 columns[Shape::kTokenTiles];
+};
+
+// Where that lies for this lane's warp.
+template <class Shape>
+struct DigitsSource {
+  const char* digits[Shape::kTokenTiles];
+  const char* columns;
+  bool present[Shape::kTokenTiles];
+  int digit_bytes;
+
+  // Columns without a token have digits of zero; what their sums hold is not stored.
+  __device__ __forceinline__ DigitsSource(const FixedRows& rows, int first_group, int lane)
+      : columns(static_cast<const char*>(rows.columns) + first_group * 64 * Shape::kTokenTiles +
+                lane % 4 * 16),
+        digit_bytes(rows.num_tokens * 64) {
+#pragma unroll
+    for (int n = 0; n < Shape::kTokenTiles; ++n) {
+      const int token = Shape::kTokens <= 4 ? lane / 4 % 4 : 8 * n + lane / 4;
+      const int column = Shape::kTokens <= 4 ? lane / 16 * rows.num_tokens + token : token;
+      present[n] = token < rows.num_tokens;
+      digits[n] = reinterpret_cast<const char*>(rows.digits) + first_group * 4 * digit_bytes +
+                  column * 64 + lane % 4 * 16;
+    }
+  }
+  __device__ __forceinline__ void advance(int groups) {
+#pragma unroll
+    for (int n = 0; n < Shape::kTokenTiles; ++n) digits[n] += groups * 4 * digit_bytes;
+    columns += groups * 64 * Shape::kTokenTiles;
+  }
+  __device__ __forceinline__ void read_half(Digits<Shape>& to, int half, bool more) const {
+#pragma unroll
+    for (int n = 0; n < Shape::kTokenTiles; ++n)
+#pragma unroll
+      for (int q = 0; q < Digits<Shape>::kParts; ++q)
+        to.x[half][n][q] = present[n] && more
+                               ? load_written_16(digits[n] + (2 * half + q) * digit_bytes)
+                               : make_uint4(0, 0, 0, 0);
+  }
+  __device__ __forceinline__ void read_columns(Digits<Shape>& to, bool more) const {
+#pragma unroll
+    for (int n = 0; n < Shape::kTokenTiles; ++n)
+      to.columns[n] = more ? load_written_16(columns + n * 64) : make_uint4(0, 0, 0, 0);
+  }
+  __device__ __forceinline__ void read(Digits<Shape>& to, bool more) const {
+    read_half(to, 0, more);
+    read_half(to, 1, more);
+    read_columns(to, more);
+  }
 };
 
 #endif  // NB_SKINNY_CODE
 
 template <class T, class Shape>
-__global__ void __launch_bounds__(kWarps * 32, Shape::kBlocks)
+__global__ void __launch_bounds__(Shape::kWarps * 32, Shape::kBlocks)
     fixed_kernel(const __grid_constant__ FixedGroup group) {
 #if NB_SKINNY_CODE
+  constexpr int kWarps = Shape::kWarps;
   constexpr int kRows = Shape::kRows;
+  constexpr int kTokenTiles = Shape::kTokenTiles;
   constexpr int kDepth = Shape::kDepth;
-  constexpr int kParts = Digits<Shape::kTokens>::kParts;
+  constexpr int kParts = Digits<Shape>::kParts;
+  constexpr int kSlices = kWarps * Shape::kCluster;
+  // Many tokens leave no registers for the next stage's digits beside this one's: each half is
+  // replaced as soon as it has been used.
+  constexpr bool kAhead = Shape::kTokens <= 8;
   extern __shared__ __align__(16) char shared[];
   let_next_kernel_start();
+  const int cluster = static_cast<int>(blockIdx.x) / Shape::kCluster;
+  const int rank = static_cast<int>(blockIdx.x) % Shape::kCluster;
   int part = 0;
-  while (static_cast<int>(blockIdx.x) >= group.end[part]) ++part;
+  while (cluster >= group.end[part]) ++part;
   const SkinnyArgs& args = group.parts[part];
-  const int first_tile =
-      (static_cast<int>(blockIdx.x) - (part == 0 ? 0 : group.end[part - 1])) * kRows;
+  const int first_tile = (cluster - (part == 0 ? 0 : group.end[part - 1])) * kRows;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
+  const int slice = rank * kWarps + warp;
   const int groups = args.units_per_row / 2;
-  const int count = (groups - warp + kWarps - 1) / kWarps;
+  const int count = (groups - slice + kSlices - 1) / kSlices;
   char* ring = shared + warp * Shape::kRing;
 
   // Row tiles past the end repeat the last one; their sums are not stored.
@@ -107,7 +170,7 @@ __global__ void __launch_bounds__(kWarps * 32, Shape::kBlocks)
 #pragma unroll
   for (int r = 0; r < kRows; ++r)
     values[r] = static_cast<const char*>(args.values) +
-                (int64_t{min(first_tile + r, last)} * args.units_per_row + 2 * warp) * 512 +
+                (int64_t{min(first_tile + r, last)} * args.units_per_row + 2 * slice) * 512 +
                 lane * 16;
   const char* scale = static_cast<const char*>(args.scale) +
                       int64_t{min(first_tile + lane / 4 % kRows, last)} * args.num_groups * 64 +
@@ -120,9 +183,9 @@ __global__ void __launch_bounds__(kWarps * 32, Shape::kBlocks)
       for (int r = 0; r < kRows; ++r) {
         copy_async_16(fetch_stage + r * 1024 + lane * 16, values[r]);
         copy_async_16(fetch_stage + r * 1024 + 512 + lane * 16, values[r] + 512);
-        values[r] += kWarps * 1024;
+        values[r] += kSlices * 1024;
       }
-      const int weight_group = 2 * (fetched * kWarps + warp) >> args.group_shift;
+      const int weight_group = 2 * (fetched * kSlices + slice) >> args.group_shift;
       if (lane < 4 * kRows)
         copy_async_16(fetch_stage + kRows * 1024 + lane * 16, scale + weight_group * 64);
       ++fetched;
@@ -135,96 +198,127 @@ __global__ void __launch_bounds__(kWarps * 32, Shape::kBlocks)
   for (int i = 0; i < kDepth - 1; ++i) fetch_next();
   wait_for_previous_kernel();
 
-  // Columns without a token have digits of zero; what their sums hold is not stored.
-  const int num_tokens = args.num_tokens;
-  const int token = Shape::kTokens <= 4 ? lane / 4 % 4 : lane / 4;
-  const int column = Shape::kTokens <= 4 ? lane / 16 * num_tokens + token : token;
-  const bool present = token < num_tokens;
-  const int digit_bytes = num_tokens * 64;
-  const auto* digits_at = reinterpret_cast<const char*>(group.rows.digits) +
-                          (warp * 4 * num_tokens + column) * 64 + lane % 4 * 16;
-  const auto* columns_at = static_cast<const char*>(group.rows.columns) + warp * 64 + lane % 4 * 16;
-  const auto read = [&](Digits<Shape::kTokens>& to, bool more) {
-#pragma unroll
-    for (int q = 0; q < kParts; ++q)
-#pragma unroll
-      for (int h = 0; h < 2; ++h)
-        to.x[q][h] = present && more ? load_written_16(digits_at + (2 * h + q) * digit_bytes)
-                                     : make_uint4(0, 0, 0, 0);
-    to.columns = more ? load_written_16(columns_at) : make_uint4(0, 0, 0, 0);
-  };
-  Digits<Shape::kTokens> ahead;
-  read(ahead, count > 0);
-  Sums<T, 1, kRows> sums;
+  DigitsSource<Shape> source(group.rows, slice, lane);
+  Digits<Shape> now;
+  Digits<Shape> ahead;
+  source.read(kAhead ? ahead : now, count > 0);
+  Sums<T, kTokenTiles, kRows> sums;
   sums.clear();
   const char* stage = ring;
 #pragma unroll 1
   for (int i = 0; i < count; ++i) {
-    const Digits<Shape::kTokens> now = ahead;
-    digits_at += kWarps * 4 * digit_bytes;
-    columns_at += kWarps * 64;
-    read(ahead, i + 1 < count);
+    const bool more = i + 1 < count;
+    source.advance(kSlices);
+    if constexpr (kAhead) {
+      now = ahead;
+      source.read(ahead, more);
+    }
     wait_async<kDepth - 2>();
     __syncwarp();
-    const int sum[2] = {static_cast<int>(now.columns.x), static_cast<int>(now.columns.z)};
-    const float unit[2] = {__uint_as_float(now.columns.y), __uint_as_float(now.columns.w)};
+    int products[kRows][kTokenTiles][kParts][4] = {};
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      const uint2 scales =
-          *reinterpret_cast<const uint2*>(stage + kRows * 1024 + r * 64 + lane / 4 * 8);
-      int products[kParts][4] = {};
+    for (int h = 0; h < 2; ++h) {
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
+      for (int r = 0; r < kRows; ++r) {
         const uint4 w = *reinterpret_cast<const uint4*>(stage + r * 1024 + h * 512 + lane * 16);
         uint32_t a[2][4];
         operand_of(w.x, w.y, a[0]);
         operand_of(w.z, w.w, a[1]);
 #pragma unroll
-        for (int q = 0; q < kParts; ++q) {
-          mma_digits(products[q], a[0], now.x[q][h].x, now.x[q][h].y);
-          mma_digits(products[q], a[1], now.x[q][h].z, now.x[q][h].w);
-        }
+        for (int n = 0; n < kTokenTiles; ++n)
+#pragma unroll
+          for (int q = 0; q < kParts; ++q)
+            mma_digits(products[r][n][q], a[0], now.x[h][n][q].x, now.x[h][n][q].y);
+#pragma unroll
+        for (int n = 0; n < kTokenTiles; ++n)
+#pragma unroll
+          for (int q = 0; q < kParts; ++q)
+            mma_digits(products[r][n][q], a[1], now.x[h][n][q].z, now.x[h][n][q].w);
       }
+      if constexpr (!kAhead) source.read_half(now, h, more);
+    }
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const uint2 scales =
+          *reinterpret_cast<const uint2*>(stage + kRows * 1024 + r * 64 + lane / 4 * 8);
       const int zero[2] = {zero_of(scales.x), zero_of(scales.y) << 4};
       const float scale_float[2] = {scale_of<T>(scales.x), scale_of<T>(scales.y)};
 #pragma unroll
-      for (int i4 = 0; i4 < 4; ++i4) {
-        int product = products[0][i4];
-        if constexpr (kParts > 1) product = product * 256 + products[1][i4];
-        product -= zero[i4 / 2] * sum[i4 % 2];
-        sums.c[r][0][i4] += static_cast<float>(product) * (scale_float[i4 / 2] * unit[i4 % 2]);
+      for (int n = 0; n < kTokenTiles; ++n) {
+        const uint4& columns = now.columns[n];
+        const int sum[2] = {static_cast<int>(columns.x), static_cast<int>(columns.z)};
+        const float unit[2] = {__uint_as_float(columns.y), __uint_as_float(columns.w)};
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          int product = products[r][n][0][k];
+          if constexpr (kParts > 1) product = product * 256 + products[r][n][1][k];
+          product -= zero[k / 2] * sum[k % 2];
+          sums.c[r][n][k] += static_cast<float>(product) * (scale_float[k / 2] * unit[k % 2]);
+        }
       }
     }
+    if constexpr (!kAhead) source.read_columns(now, more);
     __syncwarp();
     fetch_next();
     stage += Shape::kStage;
     if (stage == ring + Shape::kRing) stage = ring;
   }
 
-  // All copies have landed: the rings become room for the sums, [row tile][warp][32 lanes x 4].
+  // All copies have landed: the rings become room for the sums, [row tile][token tile][warp][32
+  // lanes x 4].
   __syncthreads();
   auto* parts = reinterpret_cast<float4*>(shared);
 #pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    const float(&c)[4] = sums.c[r][0];
-    parts[(r * kWarps + warp) * 32 + lane] = make_float4(c[0], c[1], c[2], c[3]);
-  }
+  for (int r = 0; r < kRows; ++r)
+#pragma unroll
+    for (int n = 0; n < kTokenTiles; ++n) {
+      const float(&c)[4] = sums.c[r][n];
+      parts[((r * kTokenTiles + n) * kWarps + warp) * 32 + lane] =
+          make_float4(c[0], c[1], c[2], c[3]);
+    }
   __syncthreads();
-  if (warp >= kRows) return;
-  Sums<T, 1, 1> total;
-  total.clear();
+  const auto store = [&](Sums<T, 1, 1>& total, int tile) {
+    float(&c)[4] = total.c[0][0];
+    c[2] *= 0.0625f;  // high nibbles
+    c[3] *= 0.0625f;
+    if constexpr (Shape::kTokens <= 4) {
 #pragma unroll
-  for (int w = 0; w < kWarps; ++w)
-    total.add_shared(reinterpret_cast<const float*>(parts + (warp * kWarps + w) * 32), lane);
-  float(&c)[4] = total.c[0][0];
-  c[2] *= 0.0625f;  // high nibbles
-  c[3] *= 0.0625f;
-  if constexpr (Shape::kTokens <= 4) {
+      for (int k = 0; k < 4; ++k) c[k] += __shfl_xor_sync(0xffffffffu, c[k], 2);  // other digit
+      if (lane % 4 >= 2) return;
+    }
+    total.store(args, first_tile + tile / kTokenTiles, lane, 8 * (tile % kTokenTiles));
+  };
+  constexpr int kTiles = kRows * kTokenTiles;
+  for (int tile = warp; tile < kTiles; tile += kWarps) {
+    Sums<T, 1, 1> total;
+    total.clear();
 #pragma unroll
-    for (int i = 0; i < 4; ++i) c[i] += __shfl_xor_sync(0xffffffffu, c[i], 2);  // the other digit
-    if (lane % 4 >= 2) return;
+    for (int w = 0; w < kWarps; ++w)
+      total.add_shared(reinterpret_cast<const float*>(parts + (tile * kWarps + w) * 32), lane);
+    if constexpr (Shape::kCluster == 1) {
+      store(total, tile);
+    } else {
+      const float(&c)[4] = total.c[0][0];
+      parts[tile * kWarps * 32 + lane] = make_float4(c[0], c[1], c[2], c[3]);
+    }
   }
-  total.store(args, first_tile + warp, lane);
+  if constexpr (Shape::kCluster > 1) {
+    cluster_barrier();
+    for (int tile = warp * Shape::kCluster + rank; tile < kTiles; tile += kSlices) {
+      Sums<T, 1, 1> total;
+      total.clear();
+      for (int block = 0; block < Shape::kCluster; ++block) {
+        const float4 share =
+            load_cluster(parts + tile * kWarps * 32 + lane, static_cast<uint32_t>(block));
+        total.c[0][0][0] += share.x;
+        total.c[0][0][1] += share.y;
+        total.c[0][0][2] += share.z;
+        total.c[0][0][3] += share.w;
+      }
+      store(total, tile);
+    }
+    cluster_barrier();  // a block's sums stay until all have read them
+  }
 #endif
 }
 
@@ -262,12 +356,13 @@ void launch_shape(const SkinnyArgs* parts, int count, const FixedRows& rows,
     return true;
   }();
   static_cast<void>(ready);
-  launch_overlapped(fixed_kernel<T, Shape>, static_cast<unsigned>(blocks), kWarps * 32,
-                    Shape::kShared, stream, workspace.compute_capability, group);
+  launch_overlapped_clusters(
+      fixed_kernel<T, Shape>, static_cast<unsigned>(blocks * Shape::kCluster), Shape::kCluster,
+      Shape::kWarps * 32, Shape::kShared, stream, workspace.compute_capability, group);
 }
 
-// Two row tiles a block halve what the activations cost; where there are few row tiles, smaller
-// blocks spread better (measured on an H200).
+// More row tiles a block lessen what the activations cost; where there are few row tiles, smaller
+// blocks spread better (measured on an H200). Clusters only where they exist.
 constexpr int kFewRowTiles = 500;
 
 template <class T>
@@ -275,11 +370,20 @@ void launch(const SkinnyArgs* parts, int count, const FixedRows& rows, const Wor
             cudaStream_t stream) {
   int row_tiles = 0;
   for (int i = 0; i < count; ++i) row_tiles += parts[i].row_tiles;
-  if (rows.num_tokens > 4)
-    return launch_shape<T, FixedShape<8, 2, 4, 2>>(parts, count, rows, workspace, stream);
-  if (row_tiles < kFewRowTiles)
-    return launch_shape<T, FixedShape<4, 1, 6, 3>>(parts, count, rows, workspace, stream);
-  launch_shape<T, FixedShape<4, 2, 4, 2>>(parts, count, rows, workspace, stream);
+  const bool few = row_tiles < kFewRowTiles;
+  const auto run = [&](auto shape) {
+    launch_shape<T, decltype(shape)>(parts, count, rows, workspace, stream);
+  };
+  if (rows.num_tokens <= 4) {
+    if (few) return run(FixedShape<4, 1, 6, 3>{});
+    return run(FixedShape<4, 2, 4, 2>{});
+  }
+  if (rows.num_tokens <= 8) {
+    if (few) return run(FixedShape<8, 2, 4, 2>{});
+    return run(FixedShape<8, 3, 3, 3, 4>{});
+  }
+  if (few && workspace.compute_capability >= 90) return run(FixedShape<16, 2, 3, 2, 8, 2>{});
+  run(FixedShape<16, 3, 3, 3, 4>{});
 }
 
 }  // namespace
@@ -290,7 +394,8 @@ FixedRows fixed_rows_of(int64_t num_tokens, int64_t in_features, const Workspace
       in_features % kFixedGroup != 0)
     return rows;
   const auto digits = static_cast<size_t>(num_tokens * in_features) * 2;
-  const size_t columns = static_cast<size_t>(in_features / kFixedGroup) * kFixedTokens * 8;
+  const size_t columns = static_cast<size_t>(in_features / kFixedGroup) *
+                         static_cast<size_t>(fixed_columns(num_tokens)) * 8;
   if (digits + columns > workspace.fixed_rows_size) return rows;
   rows.digits = static_cast<int8_t*>(workspace.fixed_rows);
   rows.columns = rows.digits + digits;

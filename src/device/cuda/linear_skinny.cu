@@ -360,8 +360,9 @@ bool describe(const LinearLaunch& args, const Workspace& workspace, SkinnyArgs* 
   return true;
 }
 
-// Up to kDirectTokens tokens. Few need deep rings, which fill while short kernels pass; more need
-// their activations from the first-level cache (`nibble bench decode`, docs/performance.md).
+// Up to kDirectTokens tokens. Packed weights in integers where they can be; of the others, few need
+// deep rings, which fill while short kernels pass; more need their activations from the first-level
+// cache (`nibble bench decode`, docs/performance.md).
 bool launch_few(Scalar type, Kind kind, const SkinnyArgs* parts, int count, const FixedRows& fixed,
                 bool may_fix, const Workspace& workspace, cudaStream_t stream) {
   if (kind == Kind::kW4 && may_fix && parts[0].num_tokens <= kFixedTokens &&
@@ -401,7 +402,7 @@ bool launch_linear_skinny(const LinearLaunch& args, const Workspace& workspace,
 
 bool launch_linear_skinny_group(const LinearLaunch* parts, int count, const Workspace& workspace,
                                 cudaStream_t stream) {
-  SkinnyArgs launches[kMostLinearParts];
+  SkinnyArgs launches[kMostLinearParts] = {};
   Kind kind = Kind::kDense;
   for (int i = 0; i < count; ++i) {
     Kind own;
