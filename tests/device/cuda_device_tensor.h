@@ -2,6 +2,8 @@
 // a workspace like the device's own.
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <cstdio>
 #include <memory>
 #include <utility>
@@ -71,6 +73,21 @@ class DeviceArray {
 
  private:
   DeviceMemory memory_;
+};
+
+// A weight prepared on the GPU and the memory it lies in.
+struct Prepared {
+  DeviceMemory memory;
+  LinearWeight weight;
+  explicit Prepared(const LinearWeight& on_disk) {
+    Arena counter;
+    gpu()->prepare_linear(on_disk, counter);
+    memory = gpu()->allocate(counter.used(), "test weight").value();
+    Arena arena(memory.data(), memory.size());
+    weight = gpu()->prepare_linear(on_disk, arena);
+    gpu()->synchronize();
+    EXPECT_EQ(arena.used(), counter.used());
+  }
 };
 
 // |a - b| / |b| over whole tensors; NaN when either holds one.

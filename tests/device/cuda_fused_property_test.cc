@@ -16,6 +16,7 @@ using test::DeviceArray;
 using test::DeviceTensor;
 using test::HostTensor;
 using test::OwnedBatch;
+using test::Prepared;
 using test::relative_error;
 
 class CudaFusedProperty : public testing::Test {
@@ -109,29 +110,19 @@ TEST_F(CudaFusedProperty, ProductsOfOneInput) {
 }
 
 // A packed weight of `in` inputs on the GPU.
-struct PackedWeight {
-  PackedWeight(std::mt19937& random, int64_t out, int64_t in)
-      : packed(static_cast<size_t>(out * in / 8)) {
-    for (int32_t& word : packed) word = static_cast<int32_t>(random());
-    const HostTensor scale(DType::kBF16, {out, in / 128},
-                           test::normal_values(random, out * in / 128, 0.02f));
-    LinearWeight disk;
-    disk.out_features = out;
-    disk.in_features = in;
-    disk.format = {4, 128, true};
-    disk.packed = {packed.data(), DType::kI32, {out, in / 8}};
-    disk.scale = scale;
-    Arena counter;
-    test::gpu()->prepare_linear(disk, counter);
-    memory = test::gpu()->allocate(counter.used(), "test weight").value();
-    Arena arena(memory.data(), memory.size());
-    weight = test::gpu()->prepare_linear(disk, arena);
-    test::gpu()->synchronize();
-  }
-  std::vector<int32_t> packed;
-  DeviceMemory memory;
-  LinearWeight weight;
-};
+Prepared packed_weight(std::mt19937& random, int64_t out, int64_t in) {
+  std::vector<int32_t> packed(static_cast<size_t>(out * in / 8));
+  for (int32_t& word : packed) word = static_cast<int32_t>(random());
+  const HostTensor scale(DType::kBF16, {out, in / 128},
+                         test::normal_values(random, out * in / 128, 0.02f));
+  LinearWeight disk;
+  disk.out_features = out;
+  disk.in_features = in;
+  disk.format = {4, 128, true};
+  disk.packed = {packed.data(), DType::kI32, {out, in / 8}};
+  disk.scale = scale;
+  return Prepared(disk);
+}
 
 // Operations leave activations of few tokens in fixed point for the product after them, which is to
 // be that of the same activations from elsewhere: whoever wrote them, and whatever was written
@@ -140,7 +131,7 @@ TEST_F(CudaFusedProperty, ActivationsInFixedPointAreThoseOfTheTensor) {
   for (const int n : {256, 1024, 5120})
     for (const int rows : {1, 3, 4, 5, 8, 9}) {
       SCOPED_TRACE(testing::Message() << rows << " rows of " << n);
-      const PackedWeight packed(random_, 48, n);
+      const Prepared packed = packed_weight(random_, 48, n);
       const DeviceTensor x(normal(DType::kBF16, {rows, n}, 3)), y(normal(DType::kBF16, {rows, n}));
       const DeviceTensor weight(normal(DType::kBF16, {n}));
       const DeviceTensor act(DType::kBF16, {rows, n});
@@ -166,7 +157,7 @@ TEST_F(CudaFusedProperty, ActivationsInFixedPointAreThoseOfTheTensor) {
       gpu().rms_norm(x, weight, 1e-6f, 1, act);
       test::gpu()->copy(act.view().data, y.view().data, act.view().num_bytes());
       expect_product(act, "copied over");
-      const PackedWeight square(random_, n, n);
+      const Prepared square = packed_weight(random_, n, n);
       gpu().rms_norm(x, weight, 1e-6f, 1, act);
       gpu().linear(y, square.weight, act);
       expect_product(act, "written by a product");
@@ -176,7 +167,7 @@ TEST_F(CudaFusedProperty, ActivationsInFixedPointAreThoseOfTheTensor) {
 // What no fixed point can hold comes out as NaN, in the rows it is in.
 TEST_F(CudaFusedProperty, FixedPointOfExtremes) {
   constexpr int kIn = 256;
-  const PackedWeight packed(random_, 16, kIn);
+  const Prepared packed = packed_weight(random_, 16, kIn);
   std::vector<float> values(5 * kIn, 0.0f);  // row 0: zeros
   values[kIn + 7] = 3e38f;                   // row 1: beside zeros
   values[2 * kIn + 9] = 1e-38f;

@@ -16,6 +16,7 @@ namespace {
 using cuda::LinearPath;
 using test::DeviceTensor;
 using test::HostTensor;
+using test::Prepared;
 using test::relative_error;
 
 struct QuantShape {
@@ -52,21 +53,6 @@ struct DiskWeight {
     weight.packed = {packed.data(), DType::kI32, {out, in * shape.bits / 32}};
     weight.scale = scale;
     if (shape.zero_points) weight.zero_point = {zero_point.data(), DType::kI8, {out, num_groups}};
-  }
-};
-
-// A weight prepared on the GPU and the memory it lies in.
-struct Prepared {
-  DeviceMemory memory;
-  LinearWeight weight;
-  explicit Prepared(const LinearWeight& on_disk) {
-    Arena counter;
-    test::gpu()->prepare_linear(on_disk, counter);
-    memory = test::gpu()->allocate(counter.used(), "test weight").value();
-    Arena arena(memory.data(), memory.size());
-    weight = test::gpu()->prepare_linear(on_disk, arena);
-    test::gpu()->synchronize();
-    EXPECT_EQ(arena.used(), counter.used());
   }
 };
 
