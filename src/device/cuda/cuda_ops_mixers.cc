@@ -285,10 +285,10 @@ void CudaOps::moe_mlp_by_expert(const Tensor& x, const Tensor& experts, const Te
   chosen_experts_.resize(static_cast<size_t>(experts.num_elements()));
   expert_weights_.resize(chosen_experts_.size());
   NB_CUDA(cudaMemcpyAsync(chosen_experts_.data(), experts.data, experts.num_bytes(),
-                          cudaMemcpyDeviceToHost, writing()));
+                          cudaMemcpyDeviceToHost, stream_));
   NB_CUDA(cudaMemcpyAsync(expert_weights_.data(), weights.data, weights.num_bytes(),
-                          cudaMemcpyDeviceToHost, writing()));
-  NB_CUDA(cudaStreamSynchronize(writing()));
+                          cudaMemcpyDeviceToHost, stream_));
+  NB_CUDA(cudaStreamSynchronize(stream_));
   // The products take their own scratch from what is left.
   Workspace rest = workspace_;
   rest.scratch_size -= kExpertScratch;
