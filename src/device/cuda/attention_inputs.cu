@@ -2,6 +2,7 @@
 // rotated, keys and values written to the cache. A warp holds one head of one token; each step
 // rounds where the separate operations store, so the values are theirs bit for bit.
 #include "device/cuda/attention.h"
+#include "device/cuda/load_float.cuh"
 #include "device/cuda/overlap.cuh"
 #include "device/cuda/ragged.cuh"
 
@@ -10,14 +11,6 @@ namespace {
 
 constexpr int kWarps = 4;
 constexpr int kMostPerLane = 8;  // head_dim / 32
-
-__device__ inline float load(const void* values, Scalar type, int64_t at) {
-  switch (type) {
-    case Scalar::kF32: return static_cast<const float*>(values)[at];
-    case Scalar::kF16: return to_float(static_cast<const Half*>(values)[at]);
-    default: return to_float(static_cast<const BFloat*>(values)[at]);
-  }
-}
 
 // The weights of the norm, for each of this lane's dims.
 struct NormWeights {
@@ -28,7 +21,7 @@ struct NormWeights {
 #pragma unroll
     for (int i = 0; i < kMostPerLane; ++i)
       if (weight != nullptr && lane + 32 * i < args.head_dim)
-        values[i] = load(weight, args.norm_type, lane + 32 * i) + args.norm_weight_offset;
+        values[i] = load_as_float(weight, args.norm_type, lane + 32 * i) + args.norm_weight_offset;
   }
 };
 

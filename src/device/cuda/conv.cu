@@ -5,6 +5,7 @@
 // sequence, whose thread also writes the state back. Long steps: runs of kRun tokens side by side;
 // the first run of a sequence reads the old state, so the states are written by a second kernel.
 #include "device/cuda/gated_delta_net.h"
+#include "device/cuda/load_float.cuh"
 #include "device/cuda/overlap.cuh"
 #include "device/cuda/ragged.cuh"
 
@@ -14,14 +15,6 @@ namespace {
 constexpr int kRun = 64;       // tokens
 constexpr int kThreads = 128;  // channels per block
 constexpr int kMostTaps = 8;
-
-__device__ inline float load_as_float(const void* values, Scalar type, int64_t at) {
-  switch (type) {
-    case Scalar::kF32: return static_cast<const float*>(values)[at];
-    case Scalar::kF16: return to_float(static_cast<const Half*>(values)[at]);
-    default: return to_float(static_cast<const BFloat*>(values)[at]);
-  }
-}
 
 // Gate i of [num_tokens, num_heads].
 template <class T>

@@ -12,6 +12,7 @@
 
 #include "device/cuda/cluster.cuh"
 #include "device/cuda/delta_rule_kernels.h"
+#include "device/cuda/load_float.cuh"
 #include "device/cuda/norm.cuh"
 #include "device/cuda/overlap.cuh"
 #include "device/cuda/ragged.cuh"
@@ -22,14 +23,6 @@ namespace {
 constexpr int kDim = kDeltaDim;
 
 // --- recurrent ---------------------------------------------------------------------------------
-
-__device__ __forceinline__ float load_weight(const DeltaNorm& norm, int at) {
-  switch (norm.weight_type) {
-    case Scalar::kF32: return static_cast<const float*>(norm.weight)[at];
-    case Scalar::kF16: return to_float(static_cast<const Half*>(norm.weight)[at]);
-    default: return to_float(static_cast<const BFloat*>(norm.weight)[at]);
-  }
-}
 
 // The gated norm of one head of one token by a warp: this block's columns of `out`. `slices`: the
 // rule's output, kSlice columns in the shared memory of each block of the cluster. Sums in the
@@ -51,7 +44,8 @@ __device__ __forceinline__ void norm_head(const DeltaNorm& norm, const float* sl
   for (int j = 0; j < kDim / 32; ++j) {
     if (kSlice != kDim && j != static_cast<int>(blockIdx.x)) continue;
     const int column = lane + 32 * j;
-    out[column] = gated<T>(x[j], scale, load_weight(norm, column), gate[kSlice == kDim ? j : 0]);
+    out[column] = gated<T>(x[j], scale, load_as_float(norm.weight, norm.weight_type, column),
+                           gate[kSlice == kDim ? j : 0]);
   }
 }
 
