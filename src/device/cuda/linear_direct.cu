@@ -195,17 +195,7 @@ __device__ __forceinline__ void join_slices(const DirectGroup& group, const Skin
   cluster_barrier();
   const int blocks = 1 << group.cluster_shift;
   for (int tile = warp * blocks + static_cast<int>(rank); tile < tiles; tile += warps * blocks) {
-    Sums<T, 1, 1> total;
-    total.clear();
-    for (int block = 0; block < blocks; ++block) {
-      const float4 part = load_cluster(shared + (tile << group.slice_shift) * 32 + lane,
-                                       static_cast<uint32_t>(block));
-      total.c[0][0][0] += part.x;
-      total.c[0][0][1] += part.y;
-      total.c[0][0][2] += part.z;
-      total.c[0][0][3] += part.w;
-    }
-    store(total, tile);
+    store(cluster_total<T>(shared + (tile << group.slice_shift) * 32 + lane, blocks), tile);
   }
   cluster_barrier();  // a block's sums stay until all have read them
 }

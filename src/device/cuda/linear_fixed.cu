@@ -305,16 +305,7 @@ __global__ void __launch_bounds__(Shape::kWarps * 32, Shape::kBlocks)
   if constexpr (Shape::kCluster > 1) {
     cluster_barrier();
     for (int tile = warp * Shape::kCluster + rank; tile < kTiles; tile += kSlices) {
-      Sums<T, 1, 1> total;
-      total.clear();
-      for (int block = 0; block < Shape::kCluster; ++block) {
-        const float4 share =
-            load_cluster(parts + tile * kWarps * 32 + lane, static_cast<uint32_t>(block));
-        total.c[0][0][0] += share.x;
-        total.c[0][0][1] += share.y;
-        total.c[0][0][2] += share.z;
-        total.c[0][0][3] += share.w;
-      }
+      Sums<T, 1, 1> total = cluster_total<T>(parts + tile * kWarps * 32 + lane, Shape::kCluster);
       store(total, tile);
     }
     cluster_barrier();  // a block's sums stay until all have read them

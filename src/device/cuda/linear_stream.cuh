@@ -5,6 +5,7 @@
 // Dequantization is (magic | nibble) - zero exactly, times scale rounded once, both on pairs.
 #pragma once
 
+#include "device/cuda/cluster.cuh"
 #include "device/cuda/fixed_rows.h"
 #include "device/cuda/linear.h"
 #include "device/cuda/scalar.cuh"
@@ -280,6 +281,21 @@ struct Sums {
         }
   }
 };
+
+// The sum of a tile over the blocks of a cluster, each of which holds its own at `own`.
+template <class T>
+__device__ __forceinline__ Sums<T, 1, 1> cluster_total(const float4* own, int blocks) {
+  Sums<T, 1, 1> total;
+  total.clear();
+  for (int block = 0; block < blocks; ++block) {
+    const float4 part = load_cluster(own, static_cast<uint32_t>(block));
+    total.c[0][0][0] += part.x;
+    total.c[0][0][1] += part.y;
+    total.c[0][0][2] += part.z;
+    total.c[0][0][3] += part.w;
+  }
+  return total;
+}
 
 #endif  // NB_SKINNY_CODE
 
