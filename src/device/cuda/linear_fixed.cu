@@ -367,7 +367,7 @@ void launch(const SkinnyArgs* parts, int count, const FixedRows& rows, const Wor
   };
   if (rows.num_tokens <= 4) {
     if (few) return run(FixedShape<4, 1, 6, 3>{});
-    return run(FixedShape<4, 2, 4, 2>{});
+    return run(FixedShape<4, 2, 3, 3>{});
   }
   if (rows.num_tokens <= 8) {
     if (few) return run(FixedShape<8, 2, 4, 2>{});

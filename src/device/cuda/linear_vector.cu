@@ -13,8 +13,8 @@
 namespace nibble::cuda {
 namespace {
 
-// What a block does: units in a stage; what that takes.
-template <Kind kKind, bool kWide>
+// What a block does: units in a stage, stages of a ring; what that takes.
+template <Kind kKind, bool kWide, int kStages>
 struct VectorShape {
   static constexpr Kind kind = kKind;
   static constexpr int kUnits = kWide ? 2 : 1;
@@ -22,7 +22,7 @@ struct VectorShape {
   static constexpr int kValueBytes = kUnits * kVectors * 512;
   static constexpr int kScaleLanes = kind == Kind::kDense ? 0 : kind == Kind::kW4 ? 8 : 16;
   static constexpr int kStage = kValueBytes + kScaleLanes * 8;
-  static constexpr int kDepth = kind == Kind::kDense ? 4 : kWide ? 6 : 8;
+  static constexpr int kDepth = kStages;
   static constexpr int kRing = kDepth * kStage;  // of a warp
   static constexpr int kBlocks = 3;              // on a multiprocessor
   static constexpr size_t kShared = size_t{kWarps} * kRing;
@@ -248,10 +248,13 @@ void launch(Kind kind, const SkinnyArgs* parts, int count, const ExpertArgs* exp
   };
   switch (kind) {
     case Kind::kW4:
-      if (takes_wide(parts[0])) return of_shape(VectorShape<Kind::kW4, true>{});
-      return of_shape(VectorShape<Kind::kW4, false>{});
-    case Kind::kW4Group32: return of_shape(VectorShape<Kind::kW4Group32, false>{});
-    case Kind::kDense: return of_shape(VectorShape<Kind::kDense, false>{});
+      if (takes_wide(parts[0])) return of_shape(VectorShape<Kind::kW4, true, 6>{});
+      return of_shape(VectorShape<Kind::kW4, false, 8>{});
+    case Kind::kW4Group32: return of_shape(VectorShape<Kind::kW4Group32, false, 8>{});
+    case Kind::kDense:
+      // More tokens leave more of the first-level cache to their activations.
+      if (parts[0].num_tokens > 4) return of_shape(VectorShape<Kind::kDense, false, 3>{});
+      return of_shape(VectorShape<Kind::kDense, false, 4>{});
   }
 }
 
