@@ -252,7 +252,7 @@ void launch(Kind kind, const SkinnyArgs* parts, int count, const ExpertArgs* exp
       return of_shape(VectorShape<Kind::kW4, false, 8>{});
     case Kind::kW4Group32: return of_shape(VectorShape<Kind::kW4Group32, false, 8>{});
     case Kind::kDense:
-      // More tokens leave more of the first-level cache to their activations.
+      // More tokens need more of the first-level cache, which shorter rings leave them.
       if (parts[0].num_tokens > 4) return of_shape(VectorShape<Kind::kDense, false, 3>{});
       return of_shape(VectorShape<Kind::kDense, false, 4>{});
   }
