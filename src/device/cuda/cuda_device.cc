@@ -26,7 +26,7 @@ namespace {
 // multiprocessors with output tiles.
 constexpr size_t kScratchBytes = size_t{96} << 20;
 constexpr int64_t kNumCounters = int64_t{1} << 18;
-constexpr size_t kFixedRowsBytes = size_t{2} << 20;  // 16 tokens of 60,000 inputs
+constexpr size_t kFixedRowsBytes = size_t{4} << 20;  // twice 16 tokens of 60,000 inputs
 
 Error cuda_error(cudaError_t error, const char* what) {
   return make_error(ErrorCode::kUnsupported, "{}: {} ({})", what, cudaGetErrorString(error),

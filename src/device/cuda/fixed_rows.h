@@ -37,9 +37,12 @@ struct FixedRows {
   int64_t in_features = 0;
 };
 
+// Rows that operations leave for the product after them, and those that a product makes for itself.
+enum class FixedArea : uint8_t { kOperation, kProduct };
 // Room for such rows in the workspace; `digits` is null if they do not fit or cannot be: more than
 // kFixedTokens tokens, in_features % kFixedGroup != 0, no 8-bit tensor cores.
-FixedRows fixed_rows_of(int64_t num_tokens, int64_t in_features, const Workspace& workspace);
+FixedRows fixed_rows_of(int64_t num_tokens, int64_t in_features, const Workspace& workspace,
+                        FixedArea area = FixedArea::kOperation);
 
 // From x [num_tokens, in_features] of a 16-bit type.
 void launch_fix_rows(const void* x, Scalar type, const FixedRows& to, const Workspace& workspace,

@@ -379,7 +379,8 @@ void launch(const SkinnyArgs* parts, int count, const FixedRows& rows, const Wor
 
 }  // namespace
 
-FixedRows fixed_rows_of(int64_t num_tokens, int64_t in_features, const Workspace& workspace) {
+FixedRows fixed_rows_of(int64_t num_tokens, int64_t in_features, const Workspace& workspace,
+                        FixedArea area) {
   FixedRows rows;
   if (workspace.compute_capability < 80 || num_tokens < 1 || num_tokens > kFixedTokens ||
       in_features % kFixedGroup != 0)
@@ -387,8 +388,10 @@ FixedRows fixed_rows_of(int64_t num_tokens, int64_t in_features, const Workspace
   const auto digits = static_cast<size_t>(num_tokens * in_features) * 2;
   const size_t columns = static_cast<size_t>(in_features / kFixedGroup) *
                          static_cast<size_t>(fixed_columns(num_tokens)) * 8;
-  if (digits + columns > workspace.fixed_rows_size) return rows;
+  const size_t room = workspace.fixed_rows_size / 512 * 256;
+  if (digits + columns > room) return rows;
   rows.digits = static_cast<int8_t*>(workspace.fixed_rows);
+  if (area == FixedArea::kProduct) rows.digits += room;
   rows.columns = rows.digits + digits;
   rows.num_tokens = static_cast<int>(num_tokens);
   rows.in_features = in_features;
@@ -414,7 +417,7 @@ bool launch_linear_fixed(Scalar type, const SkinnyArgs* parts, int count, const 
     if (parts[i].group_shift < 1 || parts[i].units_per_row % 2 != 0) return false;
   FixedRows rows = ready;
   if (rows.digits == nullptr) {
-    rows = fixed_rows_of(parts[0].num_tokens, parts[0].in_features, workspace);
+    rows = fixed_rows_of(parts[0].num_tokens, parts[0].in_features, workspace, FixedArea::kProduct);
     if (rows.digits == nullptr) return false;
     launch_fix_rows(parts[0].x, type, rows, workspace, stream);
   }
