@@ -240,6 +240,13 @@ class Ops {
     gated_rms_norm(args.out, gate, norm_weight, eps, args.out);
   }
 
+  // attention(), then args.out *= sigmoid(gate), elementwise.
+  virtual void attention_gated(const AttentionArgs& args, const RaggedBatch& batch,
+                               const Tensor& gate) {
+    attention(args, batch);
+    sigmoid_mul(args.out, gate);
+  }
+
   virtual void attention_inputs(const AttentionInputsArgs& args, const RaggedBatch& batch) {
     if (args.q_and_gate.shape.rank() > 0) split_pairs(args.q_and_gate, args.q, args.gate);
     if (args.q_norm.shape.rank() > 0) {

@@ -51,13 +51,16 @@ void attention_forward(const Step& step, const ModelSpec& spec, const AttentionW
     scratch.release(inner);
   }
   const Tensor attended = scratch.tensor(x.dtype, q_shape, "attention out");
-  ops.attention({.q = q,
-                 .out = attended,
-                 .cache = cache,
-                 .num_kv_heads = a.num_kv_heads,
-                 .softmax_scale = 1.0f / std::sqrt(static_cast<float>(a.head_dim))},
-                step.batch);
-  if (a.output_gate) ops.sigmoid_mul(attended, gate);
+  const AttentionArgs attention{.q = q,
+                                .out = attended,
+                                .cache = cache,
+                                .num_kv_heads = a.num_kv_heads,
+                                .softmax_scale = 1.0f / std::sqrt(static_cast<float>(a.head_dim))};
+  if (a.output_gate) {
+    ops.attention_gated(attention, step.batch, gate);
+  } else {
+    ops.attention(attention, step.batch);
+  }
   ops.linear(attended, weights.o_proj, out);
   scratch.release(mark);
 }

@@ -157,6 +157,10 @@ TEST_F(CudaFusedProperty, ActivationsInFixedPointAreThoseOfTheTensor) {
       gpu().rms_norm(x, weight, 1e-6f, 1, act);
       test::gpu()->copy(act.view().data, y.view().data, act.view().num_bytes());
       expect_product(act, "copied over");
+      gpu().rms_norm(x, weight, 1e-6f, 1, act);
+      const DeviceTensor other(DType::kBF16, {rows, 48});
+      gpu().linear(y, packed.weight, other);
+      expect_product(act, "behind a product of other rows");
       const Prepared square = packed_weight(random_, n, n);
       gpu().rms_norm(x, weight, 1e-6f, 1, act);
       gpu().linear(y, square.weight, act);
@@ -254,6 +258,41 @@ TEST_F(CudaFusedProperty, DeltaNetInputs) {
       expect_equal(decay1, decay2, "decay");
       expect_equal(beta1, beta2, "beta");
     }
+}
+
+TEST_F(CudaFusedProperty, AttentionWithItsGate) {
+  for (const DType dtype : kTypes)
+    for (const int dim : {64, 128, 256})
+      for (const int context : {3, 700, 5000})
+        for (const auto& counts : {std::vector<int32_t>{1}, {1, 1, 1}, {3}, {20, 1}}) {
+          const std::vector<int32_t> contexts(counts.size(), context);
+          const OwnedBatch owned(counts, contexts);
+          const DeviceBatch batch(owned);
+          const int32_t tokens = batch.host.num_tokens;
+          const int heads = 6, kv_heads = 2;
+          SCOPED_TRACE(testing::Message() << dtype_name(dtype) << " " << dim << " context "
+                                          << context << " tokens " << tokens);
+          const Prepared packed = packed_weight(random_, 48, heads * dim);
+          const DType cache_type = dtype == DType::kF32 ? DType::kF32 : DType::kF8E5M2;
+          const Shape cache_shape{batch.host.num_seqs * batch.host.max_blocks,
+                                  batch.host.block_size, kv_heads, dim};
+          const DeviceTensor keys(normal(cache_type, cache_shape));
+          const DeviceTensor values(normal(cache_type, cache_shape));
+          const Shape shape{tokens, heads, dim};
+          const DeviceTensor q(normal(dtype, shape)), gate(normal(dtype, shape));
+          const DeviceTensor out1(dtype, shape), out2(dtype, shape);
+          const auto args = [&](const Tensor& out) {
+            return AttentionArgs{q, out, {keys, values, {cache_type}}, kv_heads, 0.1f};
+          };
+          gpu().attention_gated(args(out1), batch.view(), gate);
+          const DeviceTensor first(DType::kBF16, {tokens, 48}), second(DType::kBF16, {tokens, 48});
+          if (dtype == DType::kBF16) gpu().linear(out1, packed.weight, first);
+          gpu().Ops::attention_gated(args(out2), batch.view(), gate);
+          expect_equal(out1, out2, "out");
+          if (dtype != DType::kBF16) continue;
+          gpu().linear(DeviceTensor(out1.host()), packed.weight, second);
+          expect_equal(first, second, "the product after it");
+        }
 }
 
 TEST_F(CudaFusedProperty, AttentionInputs) {

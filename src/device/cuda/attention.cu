@@ -94,18 +94,22 @@ void launch_plain(const AttentionParams& params, int32_t longer_than, cudaStream
 
 }  // namespace
 
-void launch_attention(const AttentionLaunch& args, const DeviceBatch& batch,
-                      const Workspace& workspace, cudaStream_t stream) {
-  if (batch.num_tokens == 0 || batch.num_seqs == 0) return;
-  const AttentionParams params{args, batch, args.num_heads / args.num_kv_heads, workspace};
-  if (args.form == AttentionForm::kPlain || !decode_supports(params))
-    return launch_plain(params, 0, stream);
+AttentionEnd launch_attention(const AttentionLaunch& args, const DeviceBatch& batch,
+                              const Workspace& workspace, cudaStream_t stream) {
+  if (batch.num_tokens == 0 || batch.num_seqs == 0) return AttentionEnd::kAttended;
+  AttentionParams params{args, batch, args.num_heads / args.num_kv_heads, workspace};
+  if (args.form == AttentionForm::kPlain || !decode_supports(params)) {
+    launch_plain(params, 0, stream);
+    return AttentionEnd::kAttended;
+  }
   // One token each, or too few tokens for a long sequence to be among them: decode only.
-  const bool short_only = batch.num_tokens == batch.num_seqs || batch.num_tokens <= kLongestDecode;
-  if (short_only || batch.num_seqs > 1) launch_decode(params, kLongestDecode, stream);
-  if (short_only) return;
+  if (batch.num_tokens == batch.num_seqs || batch.num_tokens <= kLongestDecode)
+    return launch_decode(params, kLongestDecode, stream);
+  params.args.gate = nullptr;
+  if (batch.num_seqs > 1) launch_decode(params, kLongestDecode, stream);
   // A single sequence is known to be long.
   if (!launch_prefill(params, kLongestDecode, stream)) launch_plain(params, kLongestDecode, stream);
+  return AttentionEnd::kAttended;
 }
 
 size_t attention_scratch_bytes(int32_t head_dim, int32_t num_sms) {

@@ -4,6 +4,7 @@
 
 #include "device/cuda/device_batch.h"
 #include "device/cuda/elementwise.h"
+#include "device/cuda/fixed_rows.h"
 
 namespace nibble::cuda {
 
@@ -23,11 +24,16 @@ struct AttentionLaunch {
   int32_t head_dim;  // at most 256
   float softmax_scale;
   AttentionForm form = AttentionForm::kAuto;
+  // Like out: out *= sigmoid(gate) follows, and `fixed`, if it has digits, is left for the product
+  // after that. Both may be done here.
+  const void* gate = nullptr;
+  FixedRows fixed = {};
 };
+enum class AttentionEnd : uint8_t { kAttended, kGated, kGatedAndFixed };
 // Splits long contexts as far as workspace.scratch has room for the parts
-// (attention_scratch_bytes() is enough for every step).
-void launch_attention(const AttentionLaunch& attention, const DeviceBatch& batch,
-                      const Workspace& workspace, cudaStream_t stream);
+// (attention_scratch_bytes() is enough for every step). Returns what has been done.
+AttentionEnd launch_attention(const AttentionLaunch& attention, const DeviceBatch& batch,
+                              const Workspace& workspace, cudaStream_t stream);
 
 size_t attention_scratch_bytes(int32_t head_dim, int32_t num_sms);
 

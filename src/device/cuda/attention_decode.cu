@@ -24,8 +24,10 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "device/cuda/activation.cuh"
 #include "device/cuda/attention_kernels.h"
 #include "device/cuda/cache_types.cuh"
+#include "device/cuda/fixed_rows.cuh"
 #include "device/cuda/overlap.cuh"
 #include "device/cuda/tensor_core.cuh"
 
@@ -63,6 +65,21 @@ struct Partial {
 __device__ inline Partial partial_of(void* workspace, int64_t index, int rows, int head_dim) {
   float* base = static_cast<float*>(workspace) + index * rows * (head_dim + 2);
   return {base, base + static_cast<int64_t>(rows) * head_dim};
+}
+
+// With the gate, if there is one. Returns what is stored.
+template <class T>
+__device__ __forceinline__ float store_attended_of(const AttentionLaunch& args, int64_t at,
+                                                   float value) {
+  T result = Round<T>::of(value);
+  if (args.gate != nullptr) result = sigmoid_mul(result, static_cast<const T*>(args.gate)[at]);
+  static_cast<T*>(args.out)[at] = result;
+  return to_float(result);
+}
+__device__ __forceinline__ float store_attended(const AttentionLaunch& args, int64_t at,
+                                                float value) {
+  return args.type == Scalar::kBF16 ? store_attended_of<BFloat>(args, at, value)
+                                    : store_attended_of<Half>(args, at, value);
 }
 
 template <class C, int kDim>
@@ -379,10 +396,8 @@ __global__ __launch_bounds__(32 * kWarps) void decode_kernel(AttentionParams par
     if (num_splits > 1) {
       partial.values[i] = value;
       if (dim == 0) partial.stats[2 * row] = peak, partial.stats[2 * row + 1] = sum;
-    } else if (args.type == Scalar::kBF16) {
-      static_cast<BFloat*>(args.out)[query_row(row) + dim] = Round<BFloat>::of(value / sum);
     } else {
-      static_cast<Half*>(args.out)[query_row(row) + dim] = Round<Half>::of(value / sum);
+      store_attended(args, query_row(row) + dim, value / sum);
     }
   }
 #endif
@@ -441,27 +456,29 @@ __global__ void __launch_bounds__(256 * kMergers)
   shares[merger][0][dim] = value;
   shares[merger][1][dim] = sum;
   __syncthreads();
-  if (merger != 0) return;
+  const int64_t token = seq_begin + first_token + row / params.group;
+  const int64_t first_dim =
+      (token * args.num_heads + kv_head * params.group + row % params.group) * args.head_dim;
+  if (merger == 0) {
 #pragma unroll
-  for (int other = 1; other < kMergers; ++other) {
-    value += shares[other][0][dim];
-    sum += shares[other][1][dim];
+    for (int other = 1; other < kMergers; ++other) {
+      value += shares[other][0][dim];
+      sum += shares[other][1][dim];
+    }
+    shares[0][0][dim] = store_attended(args, first_dim + dim, value / sum);
   }
-  const int64_t to =
-      (static_cast<int64_t>(seq_begin + first_token + row / params.group) * args.num_heads +
-       kv_head * params.group + row % params.group) *
-          args.head_dim +
-      dim;
-  if (args.type == Scalar::kBF16) {
-    static_cast<BFloat*>(args.out)[to] = Round<BFloat>::of(value / sum);
-  } else {
-    static_cast<Half*>(args.out)[to] = Round<Half>::of(value / sum);
-  }
+  if (args.gate == nullptr || args.fixed.digits == nullptr) return;
+  __syncthreads();
+  if (merger != 0 || dim >= args.head_dim / 8) return;
+  float x[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) x[i] = shares[0][0][dim * 8 + i];
+  write_fixed(x, static_cast<int>(token), first_dim % args.fixed.in_features / 8 + dim, args.fixed);
 }
 
 template <class C, int kDim, int kColumns>
-bool launch_shape(const AttentionParams& params, const Tiling& tiling, int32_t num_items,
-                  cudaStream_t stream) {
+AttentionEnd launch_shape(const AttentionParams& params, const Tiling& tiling, int32_t num_items,
+                          cudaStream_t stream) {
   const AttentionLaunch& args = params.args;
   constexpr int kRows = 8 * kColumns;
   const int64_t blocks = static_cast<int64_t>(num_items) * args.num_kv_heads;
@@ -490,11 +507,13 @@ bool launch_shape(const AttentionParams& params, const Tiling& tiling, int32_t n
     launch_overlapped(merge_kernel, dim3(rows, kv_heads, items), dim3(kDim, kMergers), 0, stream,
                       capability, params, tiling, static_cast<int>(splits), kRows);
   }
-  return true;
+  if (args.gate == nullptr) return AttentionEnd::kAttended;
+  return splits > 1 && args.fixed.digits != nullptr ? AttentionEnd::kGatedAndFixed
+                                                    : AttentionEnd::kGated;
 }
 
 template <class C, int kDim>
-bool launch_columns(const AttentionParams& params, int32_t at_most, cudaStream_t stream) {
+AttentionEnd launch_columns(const AttentionParams& params, int32_t at_most, cudaStream_t stream) {
   // One token each (known from the counts alone): an item per token. Otherwise items of several
   // tokens, for the sequences that are short enough.
   const bool one_each = params.batch.num_tokens == params.batch.num_seqs;
@@ -510,7 +529,7 @@ bool launch_columns(const AttentionParams& params, int32_t at_most, cudaStream_t
 }
 
 template <class C>
-bool launch_dim(const AttentionParams& params, int32_t at_most, cudaStream_t stream) {
+AttentionEnd launch_dim(const AttentionParams& params, int32_t at_most, cudaStream_t stream) {
   switch (params.args.head_dim) {
     case 64: return launch_columns<C, 64>(params, at_most, stream);
     case 128: return launch_columns<C, 128>(params, at_most, stream);
@@ -530,8 +549,7 @@ bool decode_supports(const AttentionParams& params) {
   return dim && types && params.group <= 16 && params.workspace.compute_capability >= 80;
 }
 
-bool launch_decode(const AttentionParams& params, int32_t at_most, cudaStream_t stream) {
-  if (!decode_supports(params)) return false;
+AttentionEnd launch_decode(const AttentionParams& params, int32_t at_most, cudaStream_t stream) {
   switch (params.args.cache_type) {
     case Scalar::kF16: return launch_dim<Half>(params, at_most, stream);
     case Scalar::kBF16: return launch_dim<BFloat>(params, at_most, stream);

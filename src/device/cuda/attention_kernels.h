@@ -15,9 +15,9 @@ struct AttentionParams {
 // Sequences with at most this many new tokens in a mixed step take the decode kernel.
 constexpr int32_t kLongestDecode = 8;
 
-// New tokens of sequences with at most `at_most` of them. False: no such kernel for this shape,
-// type or card; nothing was launched.
-bool launch_decode(const AttentionParams& params, int32_t at_most, cudaStream_t stream);
+// New tokens of sequences with at most `at_most` of them, where decode_supports(); with the gate,
+// if there is one.
+AttentionEnd launch_decode(const AttentionParams& params, int32_t at_most, cudaStream_t stream);
 // Sequences with more than `longer_than` new tokens.
 bool launch_prefill(const AttentionParams& params, int32_t longer_than, cudaStream_t stream);
 bool decode_supports(const AttentionParams& params);

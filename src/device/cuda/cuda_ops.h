@@ -66,6 +66,8 @@ class CudaOps final : public Ops {
   void delta_net_inputs(const DeltaNetInputsArgs& args, const RaggedBatch& batch) override;
   void gated_delta_net_normed(const GatedDeltaNetArgs& args, const RaggedBatch& batch,
                               const Tensor& gate, const Tensor& norm_weight, float eps) override;
+  void attention_gated(const AttentionArgs& args, const RaggedBatch& batch,
+                       const Tensor& gate) override;
   void attention_inputs(const AttentionInputsArgs& args, const RaggedBatch& batch) override;
 
  private:

@@ -21,10 +21,7 @@ int32_t int_of(int64_t dim) {
   return static_cast<int32_t>(dim);
 }
 
-}  // namespace
-
-void CudaOps::attention(const AttentionArgs& args, const RaggedBatch& batch) {
-  if (batch.num_tokens == 0) return;
+AttentionLaunch attention_launch(const AttentionArgs& args) {
   const AttentionLaunch launch{.q = args.q.data,
                                .out = args.out.data,
                                .k_cache = args.cache.k.data,
@@ -36,7 +33,28 @@ void CudaOps::attention(const AttentionArgs& args, const RaggedBatch& batch) {
                                .head_dim = int_of(args.q.shape[2]),
                                .softmax_scale = args.softmax_scale};
   NB_CHECK(launch.head_dim <= 256, "attention over heads of %d", launch.head_dim);
-  launch_attention(launch, device_batch(batch), workspace_, writing());
+  return launch;
+}
+
+}  // namespace
+
+void CudaOps::attention(const AttentionArgs& args, const RaggedBatch& batch) {
+  if (batch.num_tokens == 0) return;
+  launch_attention(attention_launch(args), device_batch(batch), workspace_, writing());
+}
+
+void CudaOps::attention_gated(const AttentionArgs& args, const RaggedBatch& batch,
+                              const Tensor& gate) {
+  if (batch.num_tokens == 0) return;
+  AttentionLaunch launch = attention_launch(args);
+  launch.gate = gate.data;
+  if (launch.head_dim % kFixedGroup == 0)
+    launch.fixed = room_for(args.out, int64_t{launch.num_heads} * launch.head_dim);
+  switch (launch_attention(launch, device_batch(batch), workspace_, writing())) {
+    case AttentionEnd::kAttended: return sigmoid_mul(args.out, gate);
+    case AttentionEnd::kGated: return;
+    case AttentionEnd::kGatedAndFixed: fixed_ = {args.out.data, launch.fixed};
+  }
 }
 
 void CudaOps::attention_inputs(const AttentionInputsArgs& args, const RaggedBatch& batch) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "device/cuda/activation.cuh"
 #include "device/cuda/fixed_rows.cuh"
 #include "device/cuda/overlap.cuh"
 #include "device/cuda/scalar.cuh"
@@ -45,11 +46,9 @@ __global__ void copy_rows_kernel(const char* __restrict__ from, char* __restrict
 
 template <Binary operation, class T>
 __device__ __forceinline__ T apply(T x, T y) {
-  const float a = to_float(x);
-  const float b = to_float(y);
-  if (operation == Binary::kAdd) return Round<T>::of(a + b);
-  if (operation == Binary::kSigmoidMul) return Round<T>::of(a * rounded<T>(sigmoid(b)));
-  return Round<T>::of(rounded<T>(a * sigmoid(a)) * b);
+  if (operation == Binary::kAdd) return Round<T>::of(to_float(x) + to_float(y));
+  if (operation == Binary::kSigmoidMul) return sigmoid_mul(x, y);
+  return silu_mul(x, y);
 }
 
 template <Binary operation, class T, int kWidth>
