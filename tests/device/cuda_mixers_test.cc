@@ -3,7 +3,9 @@
 // form. Without a GPU each test says so and is skipped.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <span>
 
 #include "device/cuda/attention.h"
 #include "device/cuda/cuda_ops.h"
@@ -390,16 +392,15 @@ TEST_F(CudaMixers, RoutingEqualsTheReferenceEvenAmongEqualLogits) {
 TEST_F(CudaMixers, ExpertMlpsEqualTheReference) {
   struct Case {
     DType dtype;
-    bool packed;
+    int group;    // 0: not packed
     bool spread;  // each in memory of its own
     int hidden;
     int intermediate;
   };
-  constexpr Case kCases[] = {{DType::kF32, false, false, 96, 160},
-                             {DType::kBF16, false, true, 96, 160},
-                             {DType::kBF16, false, false, 128, 192},
-                             {DType::kBF16, true, false, 256, 128},
-                             {DType::kF16, true, false, 128, 384}};
+  constexpr Case kCases[] = {
+      {DType::kF32, 0, false, 96, 160},    {DType::kBF16, 0, true, 96, 160},
+      {DType::kBF16, 0, false, 128, 192},  {DType::kBF16, 128, false, 256, 128},
+      {DType::kBF16, 32, false, 192, 128}, {DType::kF16, 128, false, 128, 384}};
   constexpr int kExperts = 5;
   for (const Case& one : kCases) {
     std::vector<HostTensor> memory;  // what the weights point into
@@ -409,9 +410,9 @@ TEST_F(CudaMixers, ExpertMlpsEqualTheReference) {
         LinearWeight weight{};
         weight.in_features = which == 2 ? one.intermediate : one.hidden;
         weight.out_features = which == 2 ? one.hidden : one.intermediate;
-        if (one.packed) {
-          const int64_t groups = weight.in_features / 128;
-          weight.format = {4, 128, false};
+        if (one.group > 0) {
+          const int64_t groups = weight.in_features / one.group;
+          weight.format = {4, one.group, false};
           weight.packed.shape = {weight.out_features, weight.in_features / 8};
           memory.emplace_back(DType::kI32, weight.packed.shape);
           for (int64_t i = 0; i < weight.packed.shape.num_elements(); ++i)
@@ -443,7 +444,7 @@ TEST_F(CudaMixers, ExpertMlpsEqualTheReference) {
     gpu_->end_loading();
     const bool on_device = one.dtype != DType::kF32 && !one.spread;
     EXPECT_EQ(gpu_->ops().recordable_moe_tokens(device[0], device[1], device[2]) > 0, on_device);
-    for (const int tokens : {0, 1, 7, 32, 33, 150}) {
+    for (const int tokens : {0, 1, 7, 32, 33, 150, 400}) {
       const HostTensor x = normal(one.dtype, {tokens, one.hidden});
       const HostTensor experts(DType::kI32, {tokens, 2});
       const HostTensor weights(DType::kF32, {tokens, 2});
@@ -472,7 +473,43 @@ TEST_F(CudaMixers, ExpertMlpsEqualTheReference) {
       download(actual, gpu_out.data);
       EXPECT_LT(relative_error(actual.floats(), out.floats()),
                 one.dtype == DType::kF32 ? 1e-5 : 1e-2)
-          << tokens << " tokens, " << (one.packed ? "packed" : "dense");
+          << tokens << " tokens, "
+          << "groups of " << one.group;
+    }
+    if (one.dtype == DType::kF16) {  // more tokens than the scratch holds at once
+      constexpr int kTokens = 50'000;
+      const HostTensor x = normal(one.dtype, {kTokens, one.hidden});
+      const HostTensor experts(DType::kI32, {kTokens, 2});
+      const HostTensor weights(DType::kF32, {kTokens, 2});
+      for (int i = 0; i < 2 * kTokens; ++i) {
+        experts.view().as<int32_t>()[i] = i % 2 == 0 ? pick(0, 2) : pick(3, 4);
+        weights.view().as<float>()[i] = 0.5f;
+      }
+      const auto on_gpu = [&](const HostTensor& tensor) {
+        Tensor view = tensor.view();
+        view.data = upload(tensor);
+        return view;
+      };
+      const Tensor gpu_x = on_gpu(x), gpu_experts = on_gpu(experts), gpu_weights = on_gpu(weights);
+      const HostTensor out(one.dtype, {kTokens, one.hidden}), few(one.dtype, {40, one.hidden});
+      const Tensor gpu_out = on_gpu(out), gpu_few = on_gpu(few);
+      const auto mlp = [&](int begin, int end, const Tensor& to) {
+        gpu_->ops().moe_mlp(gpu_x.rows(begin, end), gpu_experts.rows(begin, end),
+                            gpu_weights.rows(begin, end), device[0], device[1], device[2], Tensor{},
+                            to);
+        gpu_->synchronize();
+      };
+      mlp(0, kTokens, gpu_out);
+      download(out, gpu_out.data);
+      const std::vector<float> all = out.floats();
+      for (const int begin : {0, 24'000, kTokens - 40}) {
+        mlp(begin, begin + 40, gpu_few);
+        download(few, gpu_few.data);
+        const std::vector<float> rows = few.floats();
+        EXPECT_TRUE(std::ranges::equal(
+            rows, std::span(all).subspan(static_cast<size_t>(begin * one.hidden), rows.size())))
+            << "from token " << begin;
+      }
     }
     memory_.clear();
   }

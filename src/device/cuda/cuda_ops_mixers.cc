@@ -193,10 +193,12 @@ void CudaOps::moe_route(const Tensor& logits, int32_t top_k, const Tensor& exper
 
 namespace {
 
-// Tokens up to which each (token, expert) pair reads its expert's weights for itself: then nothing
-// is asked of the host. Beyond, the tokens of an expert share them.
+// Tokens up to which each (token, expert) pair reads its expert's weights for itself; beyond, the
+// tokens of an expert share them. The second is where the kernels that group them on the device
+// serve the weights (measured on an H200); where they do not, the host has to be asked.
 constexpr int64_t kMostPairedTokens = 32;
-// Of the scratch, at its end: rows of the tokens at work and their sums.
+constexpr int64_t kMostPairedBeforeGroups = 6;
+// Of the scratch, at its end: rows of the tokens at work and their sums. The rest is for products.
 constexpr size_t kExpertScratch = size_t{40} << 20;
 
 // Weights of all experts at equal distances in memory, as a loader lays them; false if they are
@@ -248,7 +250,17 @@ int64_t CudaOps::recordable_moe_tokens(std::span<const LinearWeight> gate,
   const DType dtype = gate[0].quantized() ? gate[0].scale.dtype : gate[0].dense.dtype;
   ExpertsLaunch inner;
   ExpertsLaunch outer;
-  return paired_experts(dtype, gate, up, down, &inner, &outer) ? kMostPairedTokens : 0;
+  if (!paired_experts(dtype, gate, up, down, &inner, &outer)) return 0;
+  return grouped_experts(inner, outer, int_of(static_cast<int64_t>(gate.size())))
+             ? Ops::recordable_moe_tokens(gate, up, down)
+             : kMostPairedTokens;
+}
+
+bool CudaOps::grouped_experts(const ExpertsLaunch& inner, const ExpertsLaunch& outer,
+                              int32_t num_experts) const {
+  const ExpertPlan plan = expert_plan_of(1, num_experts);
+  return launch_linear_grouped(inner, plan, workspace_, stream_, true) &&
+         launch_linear_grouped(outer, plan, workspace_, stream_, true);
 }
 
 void CudaOps::moe_mlp(const Tensor& x, const Tensor& experts, const Tensor& weights,
@@ -260,7 +272,12 @@ void CudaOps::moe_mlp(const Tensor& x, const Tensor& experts, const Tensor& weig
              kExpertScratch);
   ExpertsLaunch inner;
   ExpertsLaunch outer;
-  if (x.shape[0] > kMostPairedTokens || !paired_experts(x.dtype, gate, up, down, &inner, &outer))
+  const bool paired = paired_experts(x.dtype, gate, up, down, &inner, &outer);
+  const bool grouped =
+      paired && grouped_experts(inner, outer, int_of(static_cast<int64_t>(gate.size())));
+  if (grouped && x.shape[0] > kMostPairedBeforeGroups)
+    return moe_mlp_grouped(x, experts, weights, gate.size(), inner, outer, out);
+  if (!paired || x.shape[0] > kMostPairedTokens)
     return moe_mlp_by_expert(x, experts, weights, gate, up, down, out, area);
   const int64_t pairs = experts.num_elements();
   const Tensor g = area.tensor(x.dtype, {pairs, gate[0].out_features}, "experts' gates");
@@ -288,6 +305,53 @@ void CudaOps::moe_mlp(const Tensor& x, const Tensor& experts, const Tensor& weig
                       .top_k = int_of(experts.shape[1]),
                       .hidden = int_of(x.shape[1])},
                      writing());
+}
+
+// Each expert computes all its tokens at once, as many tokens at a time as the scratch has room
+// for.
+void CudaOps::moe_mlp_grouped(const Tensor& x, const Tensor& experts, const Tensor& weights,
+                              size_t num_experts, ExpertsLaunch inner, ExpertsLaunch outer,
+                              const Tensor& out) {
+  const int64_t hidden = x.shape[1];
+  const int64_t top_k = experts.shape[1];
+  const int64_t width = inner.parts[0].first.out_features;
+  const size_t row_bytes = static_cast<size_t>(width + hidden) * dtype_size(x.dtype);
+  const auto count = static_cast<int32_t>(num_experts);
+  // A plan takes 4 bytes a pair and 12 a tile, of which there are fewer than pairs.
+  const auto most_pairs =
+      static_cast<int64_t>((workspace_.scratch_size - 8 * Arena::kAlignment) / (row_bytes + 16));
+  constexpr int64_t kMostAtOnce = 65'535;  // tokens of a launch_expert_join()
+  const int64_t piece = std::min(kMostAtOnce, most_pairs / top_k);
+  NB_CHECK(piece > 0, "experts of %lld inputs", static_cast<long long>(hidden));
+  for (int64_t begin = 0; begin < x.shape[0]; begin += piece) {
+    const int64_t tokens = std::min(piece, x.shape[0] - begin);
+    const int64_t pairs = tokens * top_k;
+    Arena area(workspace_.scratch, workspace_.scratch_size);
+    ExpertPlan plan = expert_plan_of(int_of(pairs), count);
+    plan.memory = area.allocate(plan.bytes, "experts' rows");
+    const Tensor g = area.tensor(x.dtype, {pairs, width}, "experts' inner rows");
+    const Tensor y = area.tensor(x.dtype, {pairs, hidden}, "experts' outputs");
+    launch_expert_plan(experts.as<const int32_t>() + begin * top_k, plan, writing());
+    inner.x = x.rows(begin, begin + tokens).data;
+    inner.pairs_per_row = int_of(top_k);
+    inner.parts[0].out = g.data;
+    outer.x = g.data;
+    outer.pairs_per_row = 1;
+    outer.parts[0].out = y.data;
+    for (ExpertsLaunch* launch : {&inner, &outer}) {
+      launch->num_pairs = int_of(pairs);
+      NB_CHECK(launch_linear_grouped(*launch, plan, workspace_, writing()),
+               "experts were promised");
+    }
+    launch_expert_join({.y = y.data,
+                        .weights = weights.as<const float>() + begin * top_k,
+                        .out = out.rows(begin, begin + tokens).data,
+                        .type = scalar_of(x.dtype),
+                        .num_tokens = int_of(tokens),
+                        .top_k = int_of(top_k),
+                        .hidden = int_of(hidden)},
+                       writing());
+  }
 }
 
 // The chosen experts are read back, which waits for the stream and cannot be recorded; then each

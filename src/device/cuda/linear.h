@@ -88,6 +88,23 @@ struct ExpertsLaunch {
 bool launch_linear_experts(const ExpertsLaunch& args, const Workspace& workspace,
                            cudaStream_t stream, bool dry = false);
 
+// The same for many rows, which share their expert's weights: the pairs of each expert together.
+// `memory`, of `bytes`, is the caller's, from launch_expert_plan() to the last product.
+struct ExpertPlan {
+  int num_pairs;
+  int num_experts;
+  int most_tiles;  // of pairs that a block takes at once, however they fall on the experts
+  size_t bytes;
+  void* memory = nullptr;
+};
+ExpertPlan expert_plan_of(int num_pairs, int num_experts);
+// `experts`: device, [num_pairs].
+void launch_expert_plan(const int32_t* experts, const ExpertPlan& plan, cudaStream_t stream);
+// One product, or two: silu(first) * second, as parts[0].out. args.experts is not read. False where
+// the kernel does not serve the weights; `dry` only asks.
+bool launch_linear_grouped(const ExpertsLaunch& args, const ExpertPlan& plan,
+                           const Workspace& workspace, cudaStream_t stream, bool dry = false);
+
 // The paths, each in its file. They return false where they cannot serve the launch.
 bool launch_linear_skinny(const LinearLaunch& args, const Workspace& workspace,
                           cudaStream_t stream);

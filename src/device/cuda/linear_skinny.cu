@@ -419,11 +419,12 @@ bool launch_linear_skinny_group(const LinearLaunch* parts, int count, const Work
                     stream);
 }
 
-bool launch_linear_experts(const ExpertsLaunch& args, const Workspace& workspace,
-                           cudaStream_t stream, bool dry) {
-  SkinnyArgs launches[2];
-  ExpertArgs experts{args.experts, args.num_pairs, args.pairs_per_row, {}, {}};
-  Kind kind = Kind::kDense;
+namespace {
+
+// Weights that lie at equal distances; false if the kernels of few tokens do not serve them.
+bool describe_experts(const ExpertsLaunch& args, const Workspace& workspace, SkinnyArgs* launches,
+                      ExpertArgs* experts, Kind* kind) {
+  *experts = {args.experts, args.num_pairs, args.pairs_per_row, {}, {}};
   for (int i = 0; i < args.num_parts; ++i) {
     const ExpertWeights& part = args.parts[i];
     LinearLaunch one{};
@@ -432,19 +433,38 @@ bool launch_linear_experts(const ExpertsLaunch& args, const Workspace& workspace
     one.weight = part.first;
     one.out_type = args.x_type;
     Kind own;
-    if (!describe(one, workspace, &launches[i], &own) || (i > 0 && own != kind) ||
+    if (!describe(one, workspace, &launches[i], &own) || (i > 0 && own != *kind) ||
         launches[i].group_shift < 0 || part.values_apart % 16 != 0 || part.scales_apart % 8 != 0)
       return false;
-    kind = own;
+    *kind = own;
     launches[i].x = args.x;
     launches[i].out = part.out;
     launches[i].num_tokens = 1;
-    experts.values_apart[i] = part.values_apart;
-    experts.scales_apart[i] = part.scales_apart;
+    experts->values_apart[i] = part.values_apart;
+    experts->scales_apart[i] = part.scales_apart;
   }
-  if (dry) return true;
-  return launch_linear_vector(args.x_type, kind, launches, args.num_parts, workspace, stream,
-                              &experts);
+  return true;
+}
+
+}  // namespace
+
+bool launch_linear_experts(const ExpertsLaunch& args, const Workspace& workspace,
+                           cudaStream_t stream, bool dry) {
+  SkinnyArgs launches[2];
+  ExpertArgs experts;
+  Kind kind;
+  if (!describe_experts(args, workspace, launches, &experts, &kind)) return false;
+  return dry || launch_linear_vector(args.x_type, kind, launches, args.num_parts, workspace, stream,
+                                     &experts);
+}
+
+bool launch_linear_grouped(const ExpertsLaunch& args, const ExpertPlan& plan,
+                           const Workspace& workspace, cudaStream_t stream, bool dry) {
+  SkinnyArgs launches[2];
+  ExpertArgs experts;
+  Kind kind;
+  return describe_experts(args, workspace, launches, &experts, &kind) &&
+         launch_grouped(args.x_type, kind, launches, args.num_parts, experts, plan, stream, dry);
 }
 
 }  // namespace nibble::cuda
