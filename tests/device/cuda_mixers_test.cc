@@ -376,7 +376,7 @@ TEST_F(CudaMixers, RoutingEqualsTheReferenceEvenAmongEqualLogits) {
     void* gpu_weights = poisoned(weights);
     cuda::launch_moe_route({upload(logits), cuda::Scalar::kBF16, static_cast<int32_t*>(gpu_experts),
                             static_cast<float*>(gpu_weights), 37, num_experts, top_k},
-                           nullptr);
+                           workspace_, nullptr);
     const HostTensor actual_experts(DType::kI32, {37, top_k});
     const HostTensor actual_weights(DType::kF32, {37, top_k});
     download(actual_experts, gpu_experts);

@@ -188,7 +188,7 @@ void CudaOps::moe_route(const Tensor& logits, int32_t top_k, const Tensor& exper
                               .top_k = top_k};
   NB_CHECK(launch.num_experts <= 1024 && top_k <= 32, "routing to %d of %d experts", top_k,
            launch.num_experts);
-  launch_moe_route(launch, writing());
+  launch_moe_route(launch, workspace_, writing());
 }
 
 namespace {
@@ -304,7 +304,7 @@ void CudaOps::moe_mlp(const Tensor& x, const Tensor& experts, const Tensor& weig
                       .num_tokens = int_of(x.shape[0]),
                       .top_k = int_of(experts.shape[1]),
                       .hidden = int_of(x.shape[1])},
-                     writing());
+                     workspace_, writing());
 }
 
 // Each expert computes all its tokens at once, as many tokens at a time as the scratch has room
@@ -350,7 +350,7 @@ void CudaOps::moe_mlp_grouped(const Tensor& x, const Tensor& experts, const Tens
                         .num_tokens = int_of(tokens),
                         .top_k = int_of(top_k),
                         .hidden = int_of(hidden)},
-                       writing());
+                       workspace_, writing());
   }
 }
 

@@ -2,6 +2,7 @@
 // and picks the largest top_k times.
 #include "device/cuda/moe.h"
 
+#include "device/cuda/overlap.cuh"
 #include "device/cuda/scalar.cuh"
 
 namespace nibble::cuda {
@@ -12,6 +13,8 @@ constexpr int kWarps = 4;
 
 template <class T>
 __global__ void route_kernel(MoeRouteLaunch route) {
+  let_next_kernel_start();
+  wait_for_previous_kernel();
   const int lane = static_cast<int>(threadIdx.x) & 31;
   const int token = static_cast<int>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / 32;
   if (token >= route.num_tokens) return;
@@ -53,6 +56,8 @@ __global__ void route_kernel(MoeRouteLaunch route) {
 
 template <class T>
 __global__ void expert_join_kernel(ExpertJoinLaunch args) {
+  let_next_kernel_start();
+  wait_for_previous_kernel();
   const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   const int64_t token = blockIdx.y;
   if (i >= args.hidden) return;
@@ -80,14 +85,15 @@ __global__ void round_kernel(const float* from, T* to, int64_t count) {
 
 }  // namespace
 
-void launch_expert_join(const ExpertJoinLaunch& args, cudaStream_t stream) {
+void launch_expert_join(const ExpertJoinLaunch& args, const Workspace& workspace,
+                        cudaStream_t stream) {
   if (args.num_tokens == 0) return;
   with_type(args.type, [&](auto type) {
     using T = typename decltype(type)::type;
-    expert_join_kernel<T><<<dim3(static_cast<unsigned>((args.hidden + 255) / 256),
-                                 static_cast<unsigned>(args.num_tokens)),
-                            256, 0, stream>>>(args);
-    NB_CUDA_LAUNCHED();
+    launch_overlapped(expert_join_kernel<T>,
+                      dim3(static_cast<unsigned>((args.hidden + 255) / 256),
+                           static_cast<unsigned>(args.num_tokens)),
+                      256, 0, stream, workspace.compute_capability, args);
   });
 }
 
@@ -112,13 +118,14 @@ void launch_round(const float* from, void* to, Scalar type, int64_t count, cudaS
   });
 }
 
-void launch_moe_route(const MoeRouteLaunch& route, cudaStream_t stream) {
+void launch_moe_route(const MoeRouteLaunch& route, const Workspace& workspace,
+                      cudaStream_t stream) {
   if (route.num_tokens == 0) return;
   const auto blocks = static_cast<unsigned>((route.num_tokens + kWarps - 1) / kWarps);
   with_type(route.type, [&](auto type) {
     using T = typename decltype(type)::type;
-    route_kernel<T><<<blocks, 32 * kWarps, 0, stream>>>(route);
-    NB_CUDA_LAUNCHED();
+    launch_overlapped(route_kernel<T>, blocks, 32 * kWarps, 0, stream, workspace.compute_capability,
+                      route);
   });
 }
 

@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include "device/cuda/scalar.h"
+#include "device/cuda/workspace.h"
 
 namespace nibble::cuda {
 
@@ -16,7 +17,7 @@ struct MoeRouteLaunch {
   int32_t num_experts;  // at most 1024
   int32_t top_k;        // at most 32
 };
-void launch_moe_route(const MoeRouteLaunch& route, cudaStream_t stream);
+void launch_moe_route(const MoeRouteLaunch& route, const Workspace& workspace, cudaStream_t stream);
 
 // out[t] = sum over i of weights[t, i] * y[t * top_k + i], in f32 and in that order.
 struct ExpertJoinLaunch {
@@ -28,7 +29,8 @@ struct ExpertJoinLaunch {
   int32_t top_k;
   int32_t hidden;
 };
-void launch_expert_join(const ExpertJoinLaunch& args, cudaStream_t stream);
+void launch_expert_join(const ExpertJoinLaunch& args, const Workspace& workspace,
+                        cudaStream_t stream);
 
 // sums[rows[r]] += weights[r] * y[r]; no row twice.
 struct ExpertAddLaunch {
