@@ -444,7 +444,12 @@ TEST_F(CudaMixers, ExpertMlpsEqualTheReference) {
     gpu_->end_loading();
     const bool on_device = one.dtype != DType::kF32 && !one.spread;
     EXPECT_EQ(gpu_->ops().recordable_moe_tokens(device[0], device[1], device[2]) > 0, on_device);
-    for (const int tokens : {0, 1, 7, 32, 33, 150, 400}) {
+    const auto on_gpu = [&](const HostTensor& tensor) {
+      Tensor view = tensor.view();
+      view.data = upload(tensor);
+      return view;
+    };
+    for (const int tokens : {0, 1, 5, 7, 32, 33, 150, 400}) {
       const HostTensor x = normal(one.dtype, {tokens, one.hidden});
       const HostTensor experts(DType::kI32, {tokens, 2});
       const HostTensor weights(DType::kF32, {tokens, 2});
@@ -458,11 +463,6 @@ TEST_F(CudaMixers, ExpertMlpsEqualTheReference) {
       const HostTensor scratch(DType::kF32, {3, std::max(one.hidden, one.intermediate)});
       const HostTensor out(one.dtype, {tokens, one.hidden});
       reference_->ops().moe_mlp(x, experts, weights, host[0], host[1], host[2], scratch, out);
-      const auto on_gpu = [&](const HostTensor& tensor) {
-        Tensor view = tensor.view();
-        view.data = upload(tensor);
-        return view;
-      };
       const Tensor gpu_out = on_gpu(out);
       NB_CUDA(cudaMemset(gpu_out.data, 0xff, gpu_out.num_bytes()));
       NB_CUDA(cudaDeviceSynchronize());
@@ -473,8 +473,7 @@ TEST_F(CudaMixers, ExpertMlpsEqualTheReference) {
       download(actual, gpu_out.data);
       EXPECT_LT(relative_error(actual.floats(), out.floats()),
                 one.dtype == DType::kF32 ? 1e-5 : 1e-2)
-          << tokens << " tokens, "
-          << "groups of " << one.group;
+          << tokens << " tokens, groups of " << one.group;
     }
     if (one.dtype == DType::kF16) {  // more tokens than the scratch holds at once
       constexpr int kTokens = 50'000;
@@ -485,11 +484,6 @@ TEST_F(CudaMixers, ExpertMlpsEqualTheReference) {
         experts.view().as<int32_t>()[i] = i % 2 == 0 ? pick(0, 2) : pick(3, 4);
         weights.view().as<float>()[i] = 0.5f;
       }
-      const auto on_gpu = [&](const HostTensor& tensor) {
-        Tensor view = tensor.view();
-        view.data = upload(tensor);
-        return view;
-      };
       const Tensor gpu_x = on_gpu(x), gpu_experts = on_gpu(experts), gpu_weights = on_gpu(weights);
       const HostTensor out(one.dtype, {kTokens, one.hidden}), few(one.dtype, {40, one.hidden});
       const Tensor gpu_out = on_gpu(out), gpu_few = on_gpu(few);

@@ -82,11 +82,10 @@ class CudaOps final : public Ops {
   bool paired_experts(DType activations, std::span<const LinearWeight> gate,
                       std::span<const LinearWeight> up, std::span<const LinearWeight> down,
                       ExpertsLaunch* inner, ExpertsLaunch* outer) const;
-  bool grouped_experts(const ExpertsLaunch& inner, const ExpertsLaunch& outer,
-                       int32_t num_experts) const;
   void moe_mlp_grouped(const Tensor& x, const Tensor& experts, const Tensor& weights,
                        size_t num_experts, ExpertsLaunch inner, ExpertsLaunch outer,
                        const Tensor& out);
+  void join_experts(const Tensor& y, const Tensor& weights, const Tensor& out);
   void moe_mlp_by_expert(const Tensor& x, const Tensor& experts, const Tensor& weights,
                          std::span<const LinearWeight> gate, std::span<const LinearWeight> up,
                          std::span<const LinearWeight> down, const Tensor& out, Arena& area);

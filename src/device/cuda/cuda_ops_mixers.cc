@@ -227,6 +227,10 @@ bool evenly_spaced(std::span<const LinearWeight> weights, ExpertWeights* experts
   return true;
 }
 
+bool can_group(const ExpertsLaunch& inner, const ExpertsLaunch& outer, size_t num_experts) {
+  return can_group_experts(inner, num_experts) && can_group_experts(outer, num_experts);
+}
+
 }  // namespace
 
 // The products of pairs, without their rows; false where the kernels do not serve them.
@@ -251,16 +255,8 @@ int64_t CudaOps::recordable_moe_tokens(std::span<const LinearWeight> gate,
   ExpertsLaunch inner;
   ExpertsLaunch outer;
   if (!paired_experts(dtype, gate, up, down, &inner, &outer)) return 0;
-  return grouped_experts(inner, outer, int_of(static_cast<int64_t>(gate.size())))
-             ? Ops::recordable_moe_tokens(gate, up, down)
-             : kMostPairedTokens;
-}
-
-bool CudaOps::grouped_experts(const ExpertsLaunch& inner, const ExpertsLaunch& outer,
-                              int32_t num_experts) const {
-  const ExpertPlan plan = expert_plan_of(1, num_experts);
-  return launch_linear_grouped(inner, plan, workspace_, stream_, true) &&
-         launch_linear_grouped(outer, plan, workspace_, stream_, true);
+  return can_group(inner, outer, gate.size()) ? Ops::recordable_moe_tokens(gate, up, down)
+                                              : kMostPairedTokens;
 }
 
 void CudaOps::moe_mlp(const Tensor& x, const Tensor& experts, const Tensor& weights,
@@ -273,9 +269,7 @@ void CudaOps::moe_mlp(const Tensor& x, const Tensor& experts, const Tensor& weig
   ExpertsLaunch inner;
   ExpertsLaunch outer;
   const bool paired = paired_experts(x.dtype, gate, up, down, &inner, &outer);
-  const bool grouped =
-      paired && grouped_experts(inner, outer, int_of(static_cast<int64_t>(gate.size())));
-  if (grouped && x.shape[0] > kMostPairedBeforeGroups)
+  if (paired && x.shape[0] > kMostPairedBeforeGroups && can_group(inner, outer, gate.size()))
     return moe_mlp_grouped(x, experts, weights, gate.size(), inner, outer, out);
   if (!paired || x.shape[0] > kMostPairedTokens)
     return moe_mlp_by_expert(x, experts, weights, gate, up, down, out, area);
@@ -297,13 +291,18 @@ void CudaOps::moe_mlp(const Tensor& x, const Tensor& experts, const Tensor& weig
   NB_CHECK(launch_linear_experts(inner, workspace_, writing()), "experts were promised");
   silu_mul(g, u, g);
   NB_CHECK(launch_linear_experts(outer, workspace_, writing()), "experts were promised");
+  join_experts(y, weights, out);
+}
+
+// out[t] = the sum of its rows of y [num_tokens * top_k, hidden] by weights [num_tokens, top_k].
+void CudaOps::join_experts(const Tensor& y, const Tensor& weights, const Tensor& out) {
   launch_expert_join({.y = y.data,
                       .weights = weights.as<const float>(),
                       .out = out.data,
-                      .type = scalar_of(x.dtype),
-                      .num_tokens = int_of(x.shape[0]),
-                      .top_k = int_of(experts.shape[1]),
-                      .hidden = int_of(x.shape[1])},
+                      .type = scalar_of(out.dtype),
+                      .num_tokens = int_of(out.shape[0]),
+                      .top_k = int_of(weights.shape[1]),
+                      .hidden = int_of(out.shape[1])},
                      workspace_, writing());
 }
 
@@ -338,19 +337,9 @@ void CudaOps::moe_mlp_grouped(const Tensor& x, const Tensor& experts, const Tens
     outer.x = g.data;
     outer.pairs_per_row = 1;
     outer.parts[0].out = y.data;
-    for (ExpertsLaunch* launch : {&inner, &outer}) {
-      launch->num_pairs = int_of(pairs);
-      NB_CHECK(launch_linear_grouped(*launch, plan, workspace_, writing()),
-               "experts were promised");
-    }
-    launch_expert_join({.y = y.data,
-                        .weights = weights.as<const float>() + begin * top_k,
-                        .out = out.rows(begin, begin + tokens).data,
-                        .type = scalar_of(x.dtype),
-                        .num_tokens = int_of(tokens),
-                        .top_k = int_of(top_k),
-                        .hidden = int_of(hidden)},
-                       workspace_, writing());
+    launch_linear_grouped(inner, plan, workspace_, writing());
+    launch_linear_grouped(outer, plan, workspace_, writing());
+    join_experts(y, weights.rows(begin, begin + tokens), out.rows(begin, begin + tokens));
   }
 }
 

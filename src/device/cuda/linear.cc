@@ -8,10 +8,10 @@ namespace {
 // latter first writes them out. Measured: benchmarks/cuda_linear.cc paths.
 constexpr int64_t kStreamPackedTokens = 128;
 constexpr int64_t kStreamDenseTokens = 16;
-// Outputs up to which many tokens take the simple kernel if cuBLASLt does not take them (it wants
-// multiples of 8), as the gate of a shared expert: the streaming kernel is launched per 64 tokens.
+// Outputs up to which tokens of several streaming launches take the simple kernel, if
+// launch_linear_dense() does not serve them, which wants multiples of 8: the gate of a shared
+// expert has one.
 constexpr int64_t kFewOutputs = 64;
-constexpr int64_t kTokensOfOneStream = 64;
 
 }  // namespace
 
@@ -24,7 +24,7 @@ void launch_linear(const LinearLaunch& args, const Workspace& workspace, cudaStr
           launch_linear_skinny(args, workspace, stream))
         return;
       if (launch_linear_dense(args, workspace, stream)) return;
-      if (args.num_tokens > kTokensOfOneStream && args.weight.out_features <= kFewOutputs) break;
+      if (args.num_tokens > kSkinnyTokens && args.weight.out_features <= kFewOutputs) break;
       if (launch_linear_skinny(args, workspace, stream)) return;
       break;
     case LinearPath::kSkinny:

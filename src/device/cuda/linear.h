@@ -100,12 +100,15 @@ struct ExpertPlan {
 ExpertPlan expert_plan_of(int num_pairs, int num_experts);
 // `experts`: device, [num_pairs].
 void launch_expert_plan(const int32_t* experts, const ExpertPlan& plan, cudaStream_t stream);
-// One product, or two: silu(first) * second, as parts[0].out. args.experts is not read. False where
-// the kernel does not serve the weights; `dry` only asks.
-bool launch_linear_grouped(const ExpertsLaunch& args, const ExpertPlan& plan,
-                           const Workspace& workspace, cudaStream_t stream, bool dry = false);
+// Whether launch_linear_grouped() serves what launch_linear_experts() does.
+bool can_group_experts(const ExpertsLaunch& args, size_t num_experts);
+// One product, or two: silu(first) * second, as parts[0].out. args.experts and args.num_pairs are
+// not read.
+void launch_linear_grouped(const ExpertsLaunch& args, const ExpertPlan& plan,
+                           const Workspace& workspace, cudaStream_t stream);
 
 // The paths, each in its file. They return false where they cannot serve the launch.
+constexpr int64_t kSkinnyTokens = 64;  // of one launch; more tokens take several
 bool launch_linear_skinny(const LinearLaunch& args, const Workspace& workspace,
                           cudaStream_t stream);
 // All of `parts` in one launch of the few-token kernel.

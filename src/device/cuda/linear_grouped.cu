@@ -42,19 +42,28 @@ struct ExpertTile {
   int32_t count;
 };
 
+// What a plan's memory holds.
+struct ExpertLists {
+  int32_t* list;  // [num_pairs] pairs, expert after expert
+  ExpertTile* tiles;
+};
+ExpertLists lists_of(const ExpertPlan& plan) {
+  auto* list = static_cast<int32_t*>(plan.memory);
+  return {list, reinterpret_cast<ExpertTile*>(list + plan.num_pairs)};
+}
+
 struct GroupedArgs {
   SkinnyArgs parts[2];
   int64_t values_apart[2];
   int64_t scales_apart[2];
-  const int32_t* list;
-  const ExpertTile* tiles;
+  ExpertLists lists;
   int pairs_per_row;
 };
 
 // One block. Grid 1, 1024 threads.
 __global__ void __launch_bounds__(kMostExperts)
     plan_kernel(const int32_t* experts, int num_pairs, int num_experts, int most_tiles,
-                int32_t* list, ExpertTile* tiles) {
+                ExpertLists lists) {
   __shared__ int32_t counts[kMostExperts];
   __shared__ int32_t warp_sums[2][32];
   const auto thread = static_cast<int>(threadIdx.x);
@@ -85,15 +94,15 @@ __global__ void __launch_bounds__(kMostExperts)
     for (int w = 0; w < thread / 32; ++w) through[i] += warp_sums[i][w];
   const int first = through[0] - own;
   for (int i = 0; i < own_tiles; ++i)
-    tiles[through[1] - own_tiles + i] = {thread, first + i * kTokens,
-                                         min(kTokens, own - i * kTokens)};
+    lists.tiles[through[1] - own_tiles + i] = {thread, first + i * kTokens,
+                                               min(kTokens, own - i * kTokens)};
   int total_tiles = 0;
   for (int w = 0; w < 32; ++w) total_tiles += warp_sums[1][w];
-  for (int i = total_tiles + thread; i < most_tiles; i += kMostExperts) tiles[i] = {-1, 0, 0};
+  for (int i = total_tiles + thread; i < most_tiles; i += kMostExperts) lists.tiles[i] = {-1, 0, 0};
   counts[thread] = first;
   __syncthreads();
   for (int p = thread; p < num_pairs; p += kMostExperts)
-    if (const int expert = expert_of(p); expert >= 0) list[atomicAdd(&counts[expert], 1)] = p;
+    if (const int expert = expert_of(p); expert >= 0) lists.list[atomicAdd(&counts[expert], 1)] = p;
 }
 
 #if NB_SKINNY_CODE
@@ -149,9 +158,9 @@ __global__ void __launch_bounds__(kThreads, Shape::kind == Kind::kDense ? 1 : 2)
 #if NB_SKINNY_CODE
   constexpr Kind kind = Shape::kind;
   extern __shared__ __align__(16) char shared[];
-  const ExpertTile tile = args.tiles[blockIdx.y];
+  const ExpertTile tile = args.lists.tiles[blockIdx.y];
   if (tile.expert < 0) return;
-  const int32_t* list = args.list + tile.first;
+  const int32_t* list = args.lists.list + tile.first;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const int token_tiles = (tile.count + 7) / 8;
@@ -304,33 +313,30 @@ ExpertPlan expert_plan_of(int num_pairs, int num_experts) {
 }
 
 void launch_expert_plan(const int32_t* experts, const ExpertPlan& plan, cudaStream_t stream) {
-  auto* list = static_cast<int32_t*>(plan.memory);
   plan_kernel<<<1, kMostExperts, 0, stream>>>(experts, plan.num_pairs, plan.num_experts,
-                                              plan.most_tiles, list,
-                                              reinterpret_cast<ExpertTile*>(list + plan.num_pairs));
+                                              plan.most_tiles, lists_of(plan));
   NB_CUDA_LAUNCHED();
 }
 
-bool launch_grouped(Scalar type, Kind kind, const SkinnyArgs* parts, int count,
-                    const ExpertArgs& experts, const ExpertPlan& plan, cudaStream_t stream,
-                    bool dry) {
-  if (plan.num_experts > kMostExperts || parts[0].out_features % 8 != 0) return false;
-  if (dry) return true;
+bool can_group_experts(const ExpertsLaunch& args, size_t num_experts) {
+  return num_experts <= kMostExperts && args.parts[0].first.out_features % 8 == 0;
+}
+
+void launch_grouped(Scalar type, Kind kind, const SkinnyArgs* parts, int count,
+                    const ExpertArgs& experts, const ExpertPlan& plan, cudaStream_t stream) {
   GroupedArgs args{};
   for (int i = 0; i < count; ++i) {
     args.parts[i] = parts[i];
     args.values_apart[i] = experts.values_apart[i];
     args.scales_apart[i] = experts.scales_apart[i];
   }
-  args.list = static_cast<const int32_t*>(plan.memory);
-  args.tiles = reinterpret_cast<const ExpertTile*>(args.list + plan.num_pairs);
+  args.lists = lists_of(plan);
   args.pairs_per_row = experts.pairs_per_row;
   if (type == Scalar::kBF16) {
     launch<BFloat>(kind, count == 2, args, plan.most_tiles, stream);
   } else {
     launch<Half>(kind, count == 2, args, plan.most_tiles, stream);
   }
-  return true;
 }
 
 }  // namespace nibble::cuda

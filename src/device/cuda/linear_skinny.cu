@@ -377,14 +377,13 @@ bool launch_few(Scalar type, Kind kind, const SkinnyArgs* parts, int count, cons
 
 bool launch_linear_skinny(const LinearLaunch& args, const Workspace& workspace,
                           cudaStream_t stream) {
-  constexpr int64_t kTokensAtOnce = 64;
   const Weight& weight = args.weight;
   SkinnyArgs launch;
   Kind kind;
   if (!describe(args, workspace, &launch, &kind)) return false;
-  for (int64_t begin = 0; begin < args.num_tokens; begin += kTokensAtOnce) {
+  for (int64_t begin = 0; begin < args.num_tokens; begin += kSkinnyTokens) {
     const int64_t rest = args.num_tokens - begin;
-    launch.num_tokens = static_cast<int>(rest < kTokensAtOnce ? rest : kTokensAtOnce);
+    launch.num_tokens = static_cast<int>(rest < kSkinnyTokens ? rest : kSkinnyTokens);
     launch.x = static_cast<const char*>(args.x) + begin * weight.in_features * 2;
     launch.out = static_cast<char*>(args.out) +
                  begin * weight.out_features * static_cast<int64_t>(scalar_size(args.out_type));
@@ -458,13 +457,14 @@ bool launch_linear_experts(const ExpertsLaunch& args, const Workspace& workspace
                                      &experts);
 }
 
-bool launch_linear_grouped(const ExpertsLaunch& args, const ExpertPlan& plan,
-                           const Workspace& workspace, cudaStream_t stream, bool dry) {
+void launch_linear_grouped(const ExpertsLaunch& args, const ExpertPlan& plan,
+                           const Workspace& workspace, cudaStream_t stream) {
   SkinnyArgs launches[2];
   ExpertArgs experts;
   Kind kind;
-  return describe_experts(args, workspace, launches, &experts, &kind) &&
-         launch_grouped(args.x_type, kind, launches, args.num_parts, experts, plan, stream, dry);
+  if (!describe_experts(args, workspace, launches, &experts, &kind))
+    fail(cudaErrorInvalidValue, "experts that cannot be grouped", __FILE__, __LINE__);
+  launch_grouped(args.x_type, kind, launches, args.num_parts, experts, plan, stream);
 }
 
 }  // namespace nibble::cuda

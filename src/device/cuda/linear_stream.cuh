@@ -62,9 +62,8 @@ bool launch_linear_vector(Scalar type, Kind kind, const SkinnyArgs* parts, int c
                           const ExpertArgs* experts = nullptr);
 
 // linear_grouped.cu: launch_linear_grouped() of described weights.
-bool launch_grouped(Scalar type, Kind kind, const SkinnyArgs* parts, int count,
-                    const ExpertArgs& experts, const ExpertPlan& plan, cudaStream_t stream,
-                    bool dry);
+void launch_grouped(Scalar type, Kind kind, const SkinnyArgs* parts, int count,
+                    const ExpertArgs& experts, const ExpertPlan& plan, cudaStream_t stream);
 
 // linear_fixed.cu: up to kFixedTokens tokens times packed weights in groups of 128 or more; several
 // products of one x in one launch. `ready`: x in that form, or without digits, which are then made.
