@@ -29,7 +29,7 @@ struct Shape {
   const char* name;
   int64_t out;
   int64_t in;
-  int group;  // 0: 16 bits
+  int group;  // 0: 16 bits, -1: 16 bits held in 12
 };
 constexpr Shape kShapes[] = {{"mlp gate and up, W4 g128", 34816, 5120, 128},
                              {"mlp gate or up, W4 g128", 17408, 5120, 128},
@@ -39,11 +39,37 @@ constexpr Shape kShapes[] = {{"mlp gate and up, W4 g128", 34816, 5120, 128},
                              {"k or v, W4 g128", 1024, 5120, 128},
                              {"delta-rule qkv, bf16", 10240, 5120, 0},
                              {"delta-rule out, bf16", 5120, 6144, 0},
-                             {"head, bf16", 248320, 5120, 0}};
+                             {"head, bf16", 248320, 5120, 0},
+                             {"delta-rule qkv, 12 bits", 10240, 5120, -1},
+                             {"delta-rule out, 12 bits", 5120, 6144, -1},
+                             {"head, 12 bits", 248320, 5120, -1}};
 
 size_t weight_bytes(const Shape& shape) {
   const auto count = static_cast<size_t>(shape.out * shape.in);
+  if (shape.group < 0) return count * 3 / 2 + static_cast<size_t>(shape.out) * 8;
   return shape.group == 0 ? count * 2 : count / 2 + count / static_cast<size_t>(shape.group) * 4;
+}
+
+// In 12 bits, from random ones; those in the list as in trained weights about one in 10,000.
+void make_compact(Weight* weight) {
+  const int64_t count = weight->out_features * weight->in_features;
+  const uint16_t* values = bench::random_bf16(count, 0.02f);
+  const auto capacity = static_cast<uint32_t>(count / 256);
+  cuda::CompactWeight to{};
+  to.words = static_cast<uint32_t*>(bench::device_bytes(static_cast<size_t>(count) * 3 / 2));
+  to.rows = static_cast<cuda::CompactRow*>(
+      bench::device_bytes(static_cast<size_t>(weight->out_features) * sizeof(cuda::CompactRow)));
+  to.rest = static_cast<uint32_t*>(bench::device_bytes((size_t{capacity} + 1) * 4));
+  to.rest_capacity = capacity;
+  to.out_features = weight->out_features;
+  to.in_features = weight->in_features;
+  NB_CUDA(cudaMemset(to.rest + capacity, 0, 4));
+  cuda::launch_compact(values, 0, weight->out_features, to, to.rest + capacity, nullptr);
+  NB_CUDA(cudaDeviceSynchronize());
+  NB_CUDA(cudaFree(const_cast<uint16_t*>(values)));
+  weight->values = to.words;
+  weight->rows = to.rows;
+  weight->rest = to.rest;
 }
 
 // Copies of a random weight, enough of them to leave the L2 cache between two uses of one.
@@ -52,13 +78,17 @@ std::vector<Weight> make_weights(const Shape& shape) {
   const size_t copies = std::max<size_t>(1, kRotateBytes / weight_bytes(shape));
   for (size_t i = 0; i < copies; ++i) {
     Weight weight{};
-    weight.layout = shape.group == 0 ? Layout::kDense : Layout::kTiled;
+    weight.layout = shape.group == 0  ? Layout::kDense
+                    : shape.group < 0 ? Layout::kCompact
+                                      : Layout::kTiled;
     weight.type = Scalar::kBF16;
     weight.out_features = shape.out;
     weight.in_features = shape.in;
     const int64_t count = shape.out * shape.in;
     if (shape.group == 0) {
       weight.values = bench::random_bf16(count, 0.02f);
+    } else if (shape.group < 0) {
+      make_compact(&weight);
     } else {
       weight.num_bits = 4;
       weight.num_groups = shape.in / shape.group;
@@ -139,6 +169,8 @@ void few_tokens(const Bench& bench) {
     for (const Weight& weight : weights) {
       NB_CUDA(cudaFree(const_cast<void*>(weight.values)));
       NB_CUDA(cudaFree(const_cast<void*>(weight.scale)));
+      NB_CUDA(cudaFree(const_cast<cuda::CompactRow*>(weight.rows)));
+      NB_CUDA(cudaFree(const_cast<uint32_t*>(weight.rest)));
     }
   }
 }
@@ -146,11 +178,11 @@ void few_tokens(const Bench& bench) {
 void many_tokens(const Bench& bench, bool both_paths) {
   std::printf("\n%s: TFLOP/s and %% of the matrix peak\n%-26s",
               both_paths ? "streamed | dequantized" : "many tokens", "");
-  const std::vector<int> tokens = both_paths ? std::vector{64, 128, 192, 256, 384, 512}
+  const std::vector<int> tokens = both_paths ? std::vector{32, 64, 128, 192, 256, 512}
                                              : std::vector{256, 512, 1024, 2048, 4096, 8192};
   for (const int m : tokens) std::printf(both_paths ? "        M=%-4d" : "    M=%-4d", m);
   std::printf("\n");
-  for (const int s : {0, 1, 5}) {
+  for (const int s : {0, 1, 6, 9}) {
     const Shape& shape = kShapes[s];
     const std::vector<Weight> weights = make_weights(shape);
     std::printf("%-26s", shape.name);
@@ -171,6 +203,8 @@ void many_tokens(const Bench& bench, bool both_paths) {
     for (const Weight& weight : weights) {
       NB_CUDA(cudaFree(const_cast<void*>(weight.values)));
       NB_CUDA(cudaFree(const_cast<void*>(weight.scale)));
+      NB_CUDA(cudaFree(const_cast<cuda::CompactRow*>(weight.rows)));
+      NB_CUDA(cudaFree(const_cast<uint32_t*>(weight.rest)));
     }
   }
 }

@@ -63,7 +63,7 @@ Result<BenchModel> open_bench_model(const BenchModelFlags& flags) {
   bench.target = memory_target(device, device.memory());
   const auto start = std::chrono::steady_clock::now();
   if (bench.dir) {
-    NB_TRY(Model model, Model::load(*bench.dir, device, dtype));
+    NB_TRY(Model model, Model::load(*bench.dir, device, dtype, dense_storage(flags.engine)));
     bench.model = std::make_unique<Model>(std::move(model));
   } else {
     NB_TRY(const Json config, synthetic_config(flags.like, {.num_layers = flags.layers,
@@ -77,7 +77,8 @@ Result<BenchModel> open_bench_model(const BenchModelFlags& flags) {
            SyntheticWeights::make(spec, quantization, static_cast<uint64_t>(flags.seed), shared,
                                   *bench.pool));
     bench.weights = std::make_unique<SyntheticWeights>(std::move(weights));
-    NB_TRY(Model model, Model::load(*bench.weights, spec, device, dtype));
+    NB_TRY(Model model,
+           Model::load(*bench.weights, spec, device, dtype, dense_storage(flags.engine)));
     bench.model = std::make_unique<Model>(std::move(model));
     if (shared) bench.weights.reset();
   }

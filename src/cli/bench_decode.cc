@@ -1,4 +1,5 @@
 // nibble bench decode: decode steps as serving runs them, without requests.
+#include <algorithm>
 #include <cstdio>
 
 #include "base/format.h"
@@ -38,9 +39,10 @@ Json row_json(const StepTiming& timing, const DeviceRates& rates) {
           {"recorded", timing.recorded}};
 }
 
-Result<int> run_bench_decode(const BenchDecodeFlags& flags) {
+Result<int> run_bench_decode(BenchDecodeFlags& flags) {
   NB_TRY(const std::vector<int32_t> batches, parse_counts("batch", flags.batch));
   NB_TRY(const std::vector<int32_t> contexts, parse_counts("context", flags.context));
+  flags.engine.max_num_seqs = *std::ranges::max_element(batches);
   NB_TRY(const BenchModel bench, open_bench_model(flags));
   Json report = bench.json(flags);
   report["rows"] = Json::array();

@@ -64,6 +64,13 @@ Result<DType> activation_for(const std::string& name, const Device& device,
   return cards->card.sm > 0 && cards->card.sm < 80 ? DType::kF16 : DType::kBF16;
 }
 
+// A card known by its size alone may be one that has no such form.
+DenseStorage storage_for(const EngineOptions& options, const std::optional<CardSet>& cards) {
+  if (options.compact_weights == "auto" && cards && cards->card.sm < 80)
+    return DenseStorage::kPlain;
+  return dense_storage(options);
+}
+
 Result<Planned> prepare(PlanFlags& flags) {
   Planned planned;
   if (!flags.gpu.empty()) flags.gpus = flags.gpu;
@@ -89,7 +96,8 @@ Result<Planned> prepare(PlanFlags& flags) {
   NB_TRY(const DType activation,
          activation_for(flags.engine.dtype, *planned.device, planned.cards));
   NB_TRY(const ModelSpec rank, shard(spec, flags.engine.tensor_parallel_size));
-  NB_TRY(Model model, Model::shapes(rank, quantization, *planned.device, activation));
+  NB_TRY(Model model, Model::shapes(rank, quantization, *planned.device, activation,
+                                    storage_for(flags.engine, planned.cards)));
   planned.model = std::make_unique<Model>(std::move(model));
   if (planned.cards) {
     planned.target = memory_target(*planned.cards, *planned.model);

@@ -123,6 +123,12 @@ class Device {
   // prepared weight itself; with a counting arena the pointers of the result are null.
   // The CPU keeps the disk layout and returns weights that point into the mapped file.
   virtual LinearWeight prepare_linear(const LinearWeight& on_disk, Arena& arena) = 0;
+  // The same for a weight that may be held in fewer bits without loss; where the device has no such
+  // form for it, or its values have none, as prepare_linear(). In the latter case, which counting
+  // cannot foresee, its memory is not of the arena; kOutOfMemory if there is none.
+  virtual Result<LinearWeight> prepare_compact(const LinearWeight& on_disk, Arena& arena) {
+    return prepare_linear(on_disk, arena);
+  }
   // Whether prepare_linear() leaves 16- and 32-bit weights as prepare_tensor() does: then a head
   // that is the embedding needs no second copy.
   virtual bool dense_weights_are_plain() const { return true; }

@@ -2,6 +2,7 @@
 #include "device/planning_device.h"
 
 #include "base/format.h"
+#include "device/compact_layout.h"
 
 namespace nibble {
 namespace {
@@ -33,6 +34,11 @@ void PlanningDevice::read(const void*, size_t) {
 
 Tensor PlanningDevice::prepare_tensor(const Tensor& on_disk, Arena& arena) {
   return arena.tensor(on_disk.dtype, on_disk.shape, "weights");
+}
+
+Result<LinearWeight> PlanningDevice::prepare_compact(const LinearWeight& on_disk, Arena& arena) {
+  if (!compact_fits(on_disk)) return prepare_linear(on_disk, arena);
+  return place_compact(on_disk, arena);
 }
 
 LinearWeight PlanningDevice::prepare_linear(const LinearWeight& on_disk, Arena& arena) {

@@ -7,7 +7,8 @@
 
 namespace nibble {
 
-// The layout it counts is the CUDA backend's: 16-bit weights as they are; 4-bit codes in tiles of
+// The layout it counts is the CUDA backend's: 16-bit weights as they are, or in 12 bits where that
+// is asked for; 4-bit codes in tiles of
 // 16 rows, with a 16-bit scale and a 16-bit bias for each row and group; other codes packed as on
 // disk, with one scale and, when asymmetric, one 8-bit zero point. allocate() fails; copies abort.
 class PlanningDevice final : public Device {
@@ -26,6 +27,7 @@ class PlanningDevice final : public Device {
   void read(const void* data, size_t bytes) override;
   Tensor prepare_tensor(const Tensor& on_disk, Arena& arena) override;
   LinearWeight prepare_linear(const LinearWeight& on_disk, Arena& arena) override;
+  Result<LinearWeight> prepare_compact(const LinearWeight& on_disk, Arena& arena) override;
 
  private:
   std::string name_;

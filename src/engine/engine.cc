@@ -1,7 +1,7 @@
 // The engine thread: take new requests, plan, run, sample, hand out, repeat. Clients touch only the
 // inbox (under one mutex) and their own channel.
-#include "engine/channel_handle.h"
 #include "engine/engine.h"
+#include "engine/channel_handle.h"
 
 #include <algorithm>
 #include <chrono>
@@ -678,7 +678,7 @@ Result<std::unique_ptr<Engine>> Engine::start(const ModelDir& dir, const EngineO
                       "counts for several",
                       options.tensor_parallel_size);
   const DeviceMemoryInfo before = device->memory();
-  NB_TRY(Model model, Model::load(dir, *device, dtype));
+  NB_TRY(Model model, Model::load(dir, *device, dtype, dense_storage(options)));
   phases.end("loaded");
   auto engine =
       std::make_unique<EngineImpl>(std::move(device), std::move(model), options, before, phases);

@@ -62,7 +62,8 @@ class KernelTimer {
     std::vector<std::pair<std::string, Weights>> kinds;
     const auto add = [&](const char* name, const LinearWeight& weight) {
       if (weight.out_features == 0) return;
-      const std::string format_name = weight.quantized()
+      const std::string format_name = weight.compacted() ? "BF16 in 12 bits"
+                                      : weight.quantized()
                                           ? format("W{}", weight.format.num_bits)
                                           : std::string(dtype_name(weight.dense.dtype));
       const std::string what =

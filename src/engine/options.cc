@@ -12,6 +12,12 @@ Result<std::unique_ptr<Device>> open_device(const EngineOptions& options) {
   return open_device(backend, options.num_threads);
 }
 
+DenseStorage dense_storage(const EngineOptions& options) {
+  const bool compact = options.compact_weights == "auto" ? options.max_num_seqs <= kCompactSeqs
+                                                         : options.compact_weights == "on";
+  return compact ? DenseStorage::kCompact : DenseStorage::kPlain;
+}
+
 std::vector<int> capture_sizes(const EngineOptions& options) {
   if (options.enforce_eager || options.cudagraph_mode == "none") return {};
   std::vector<int> sizes;

@@ -27,6 +27,9 @@ struct EngineOptions {
   // The KV cache is at most max_num_seqs full-length sequences times this; below 1 counts as 1, 0
   // lifts the limit.
   float kv_cache_auto_trim_ratio = 1.05f;
+  // Hold BF16 Linears in 12 bits, without loss, on GPUs that compute with them so. auto: where at
+  // most kCompactSeqs sequences decode at once, which is faster; more are faster with plain ones.
+  std::string compact_weights = "auto";
   int num_state_snapshots = -1;  // slots for kept prefixes of hybrid models; -1: from what is left
   int tensor_parallel_size = 1;
 
@@ -74,6 +77,10 @@ struct EngineOptions {
              "KV cache at most this many times max-num-seqs full contexts, 0 for no limit");
     v.option("num-state-snapshots", &num_state_snapshots,
              "kept recurrent states of prefixes, -1 to choose");
+    v.option("compact-weights", &compact_weights,
+             "hold bfloat16 weights in 12 bits, without loss, on GPUs that can; auto: for "
+             "max-num-seqs up to 16, where it is faster",
+             {"auto", "on", "off"});
     v.option("tensor-parallel-size", &tensor_parallel_size, "devices a model is spread over");
     v.option("logprobs-mode", &logprobs_mode,
              "what logprobs report: before (raw) or after (processed) penalties and filters",
@@ -102,6 +109,9 @@ struct EngineOptions {
 
 // The device that the options name.
 Result<std::unique_ptr<Device>> open_device(const EngineOptions& options);
+// What the options say about a model's weights.
+constexpr int kCompactSeqs = 16;
+DenseStorage dense_storage(const EngineOptions& options);
 // The numbers of sequences for which steps are recorded, rising, at most max_num_seqs; empty for
 // none. Every step of at most the last of them has one that is as large or larger.
 std::vector<int> capture_sizes(const EngineOptions& options);

@@ -33,42 +33,53 @@ ModelCaches place_caches(const ModelSpec& spec, const CacheShape& shape, DType a
   return caches;
 }
 
+namespace {
+
+DenseStorage storage_for(DType activation, DenseStorage wanted) {
+  return activation == DType::kBF16 ? wanted : DenseStorage::kPlain;
+}
+
+}  // namespace
+
 template <class Source>
 Result<Model> Model::bind(const Source& source, const ModelSpec& spec, Device& device,
-                          DType activation_dtype) {
+                          DType activation_dtype, DenseStorage storage) {
+  storage = storage_for(activation_dtype, storage);
   Model model;
   model.activation_dtype_ = activation_dtype;
   model.spec_ = spec;
   Arena counter;
-  NB_TRY(model.weights_, bind_weights(source, spec, device, counter));
+  NB_TRY(model.weights_, bind_weights(source, spec, device, counter, storage));
   model.arena_bytes_ = counter.used();
   if (counter.used() == 0) return model;  // the device computes on the source's own bytes
   NB_TRY(model.memory_, device.allocate(counter.used(), "weights"));
   Arena arena(model.memory_.data(), model.memory_.size());
-  NB_TRY(model.weights_, bind_weights(source, spec, device, arena));
+  NB_TRY(model.weights_, bind_weights(source, spec, device, arena, storage));
   device.end_loading();
   return model;
 }
 
-Result<Model> Model::load(const ModelDir& dir, Device& device, DType activation_dtype) {
+Result<Model> Model::load(const ModelDir& dir, Device& device, DType activation_dtype,
+                          DenseStorage storage) {
   NB_TRY(const ModelSpec spec, parse_model_config(dir.config()));
-  return bind(dir, spec, device, activation_dtype);
+  return bind(dir, spec, device, activation_dtype, storage);
 }
 
 Result<Model> Model::load(const WeightSource& source, const ModelSpec& spec, Device& device,
-                          DType activation_dtype) {
-  return bind(source, spec, device, activation_dtype);
+                          DType activation_dtype, DenseStorage storage) {
+  return bind(source, spec, device, activation_dtype, storage);
 }
 
 Result<Model> Model::shapes(const ModelSpec& spec,
                             const std::optional<QuantizationConfig>& quantization, Device& device,
-                            DType activation_dtype) {
+                            DType activation_dtype, DenseStorage storage) {
   Model model;
   model.activation_dtype_ = activation_dtype;
   model.spec_ = spec;
   NB_TRY(const WeightShapes source, WeightShapes::make(spec, quantization));
   Arena counter;
-  NB_TRY(model.weights_, bind_weights(source, spec, device, counter));
+  NB_TRY(model.weights_,
+         bind_weights(source, spec, device, counter, storage_for(activation_dtype, storage)));
   model.arena_bytes_ = counter.used();
   return model;
 }

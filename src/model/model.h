@@ -51,18 +51,20 @@ struct Step {
 
 class Model {
  public:
-  // Binds every weight; a missing tensor or wrong shape is an error that names it.
-  static Result<Model> load(const ModelDir& dir, Device& device, DType activation_dtype);
+  // Binds every weight; a missing tensor or wrong shape is an error that names it. `storage` counts
+  // for BF16 weights that meet BF16 activations.
+  static Result<Model> load(const ModelDir& dir, Device& device, DType activation_dtype,
+                            DenseStorage storage = DenseStorage::kPlain);
   // The same from any source; `spec` is what it holds. Where the device computes on the source's
   // own bytes (arena_bytes() is 0), the source must outlive the model.
   static Result<Model> load(const WeightSource& source, const ModelSpec& spec, Device& device,
-                            DType activation_dtype);
+                            DType activation_dtype, DenseStorage storage = DenseStorage::kPlain);
 
   // A model of shapes: every weight has its dtype and size in `device`'s layout and no memory, so
   // it can be counted and metered, not computed. `spec` is one rank's share (model/sharding.h).
   static Result<Model> shapes(const ModelSpec& spec,
                               const std::optional<QuantizationConfig>& quantization, Device& device,
-                              DType activation_dtype);
+                              DType activation_dtype, DenseStorage storage = DenseStorage::kPlain);
 
   // Bytes of the device arena that hold weights; 0 where the device computes on the mapped files.
   size_t arena_bytes() const { return arena_bytes_; }
@@ -85,7 +87,7 @@ class Model {
   void decoder_forward(const Step& step, const Tensor& x) const;
   template <class Source>  // a ModelDir or a WeightSource
   static Result<Model> bind(const Source& source, const ModelSpec& spec, Device& device,
-                            DType activation_dtype);
+                            DType activation_dtype, DenseStorage storage);
   void meter(const RaggedBatch& batch, int32_t num_logit_rows, DType kv_dtype, MeteringOps* ops,
              Arena* counter) const;
 

@@ -1,6 +1,8 @@
 // Names on disk to weights in memory, and the list of Linears that recipes match.
 #include "model/weights.h"
 
+#include <utility>
+
 #include "base/format.h"
 
 namespace nibble {
@@ -29,12 +31,15 @@ class DirSource final : public WeightSource {
 
 class Binder {
  public:
-  Binder(const WeightSource& source, const ModelSpec& spec, Device& device, Arena& arena)
-      : source_(source), spec_(spec), device_(device), arena_(arena) {}
+  Binder(const WeightSource& source, const ModelSpec& spec, Device& device, Arena& arena,
+         DenseStorage storage)
+      : source_(source), spec_(spec), device_(device), arena_(arena), storage_(storage) {}
 
   Result<LinearWeight> linear(const std::string& name, int64_t out, int64_t in) {
     NB_TRY(const LinearWeight on_disk, source_.linear(name, out, in));
-    return device_.prepare_linear(on_disk, arena_);
+    if (storage_ == DenseStorage::kPlain || on_disk.quantized())
+      return device_.prepare_linear(on_disk, arena_);
+    return device_.prepare_compact(on_disk, arena_);
   }
   Result<Tensor> vector(const std::string& name, int64_t size) {
     NB_TRY(const Tensor found, source_.tensor(name, {size}));
@@ -95,6 +100,8 @@ class Binder {
     weights->up_proj.resize(count);
     weights->down_proj.resize(count);
     if (source_.has(prefix + "experts.gate_up_proj")) return fused_experts(prefix, weights);
+    // Experts' weights are found by their distance, which plain ones keep.
+    const DenseStorage storage = std::exchange(storage_, DenseStorage::kPlain);
     for (size_t e = 0; e < count; ++e) {
       MlpWeights expert;
       NB_TRY_STATUS(mlp(format("{}experts.{}.", prefix, e), m.moe_intermediate_size, &expert));
@@ -102,6 +109,7 @@ class Binder {
       weights->up_proj[e] = expert.up_proj;
       weights->down_proj[e] = expert.down_proj;
     }
+    storage_ = storage;
     return {};
   }
 
@@ -134,6 +142,7 @@ class Binder {
   const ModelSpec& spec_;
   Device& device_;
   Arena& arena_;
+  DenseStorage storage_;
 };
 
 void append_mlp(const std::string& prefix, int64_t hidden, int64_t intermediate,
@@ -144,8 +153,8 @@ void append_mlp(const std::string& prefix, int64_t hidden, int64_t intermediate,
 }
 
 Result<LayerWeights> bind_layer_from(const WeightSource& source, const ModelSpec& spec, int layer,
-                                     Device& device, Arena& arena) {
-  Binder binder(source, spec, device, arena);
+                                     Device& device, Arena& arena, DenseStorage storage) {
+  Binder binder(source, spec, device, arena, storage);
   const std::string prefix = format("{}layers.{}.", spec.weight_prefix, layer);
   const LayerSpec& layer_spec = spec.layers[static_cast<size_t>(layer)];
   LayerWeights weights;
@@ -170,24 +179,24 @@ Result<LayerWeights> bind_layer_from(const WeightSource& source, const ModelSpec
 
 Result<LayerWeights> bind_layer(const ModelDir& dir, const ModelSpec& spec, int layer,
                                 Device& device, Arena& arena) {
-  return bind_layer_from(DirSource(dir), spec, layer, device, arena);
+  return bind_layer_from(DirSource(dir), spec, layer, device, arena, DenseStorage::kPlain);
 }
 
 Result<ModelWeights> bind_weights(const ModelDir& dir, const ModelSpec& spec, Device& device,
-                                  Arena& arena) {
-  return bind_weights(DirSource(dir), spec, device, arena);
+                                  Arena& arena, DenseStorage storage) {
+  return bind_weights(DirSource(dir), spec, device, arena, storage);
 }
 
 Result<ModelWeights> bind_weights(const WeightSource& source, const ModelSpec& spec, Device& device,
-                                  Arena& arena) {
-  Binder binder(source, spec, device, arena);
+                                  Arena& arena, DenseStorage storage) {
+  Binder binder(source, spec, device, arena, storage);
   ModelWeights weights;
   NB_TRY(const Tensor embed_tokens, source.tensor(spec.weight_prefix + "embed_tokens.weight",
                                                   {spec.vocab_size, spec.hidden_size}));
   weights.embed_tokens = device.prepare_tensor(embed_tokens, arena);
   for (size_t layer = 0; layer < spec.layers.size(); ++layer) {
     NB_TRY(LayerWeights bound,
-           bind_layer_from(source, spec, static_cast<int>(layer), device, arena));
+           bind_layer_from(source, spec, static_cast<int>(layer), device, arena, storage));
     weights.layers.push_back(std::move(bound));
   }
   NB_TRY(weights.norm, binder.vector(spec.weight_prefix + "norm.weight", spec.hidden_size));

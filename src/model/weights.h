@@ -69,10 +69,11 @@ class WeightSource {
 
 Result<LayerWeights> bind_layer(const ModelDir& dir, const ModelSpec& spec, int layer,
                                 Device& device, Arena& arena);
+// `storage`: of 16-bit Linears, but for experts and a head that is the embedding.
 Result<ModelWeights> bind_weights(const ModelDir& dir, const ModelSpec& spec, Device& device,
-                                  Arena& arena);
+                                  Arena& arena, DenseStorage storage = DenseStorage::kPlain);
 Result<ModelWeights> bind_weights(const WeightSource& source, const ModelSpec& spec, Device& device,
-                                  Arena& arena);
+                                  Arena& arena, DenseStorage storage = DenseStorage::kPlain);
 
 // Bytes of bound weights in their device layout, by kind.
 struct WeightBytes {

@@ -79,12 +79,16 @@ class DeviceArray {
 struct Prepared {
   DeviceMemory memory;
   LinearWeight weight;
-  explicit Prepared(const LinearWeight& on_disk) {
+  explicit Prepared(const LinearWeight& on_disk, DenseStorage storage = DenseStorage::kPlain) {
+    const auto prepare = [&](Arena& arena) {
+      return storage == DenseStorage::kCompact ? gpu()->prepare_compact(on_disk, arena).value()
+                                               : gpu()->prepare_linear(on_disk, arena);
+    };
     Arena counter;
-    gpu()->prepare_linear(on_disk, counter);
+    prepare(counter);
     memory = gpu()->allocate(counter.used(), "test weight").value();
     Arena arena(memory.data(), memory.size());
-    weight = gpu()->prepare_linear(on_disk, arena);
+    weight = prepare(arena);
     gpu()->synchronize();
     EXPECT_EQ(arena.used(), counter.used());
   }

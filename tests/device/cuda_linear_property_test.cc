@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <bit>
+#include <cstring>
 
 #include "device/cuda/linear.h"
 #include "device/cuda/linear_weight.h"
@@ -81,7 +82,8 @@ class CudaLinear : public testing::Test {
     NB_CUDA(cudaDeviceSynchronize());
     return out.floats();
   }
-  void expect_equal(const LinearWeight& weight, DType x_type, int num_tokens, LinearPath path) {
+  void expect_equal(const LinearWeight& weight, DType x_type, int num_tokens, LinearPath path,
+                    DenseStorage storage = DenseStorage::kPlain) {
     SCOPED_TRACE("[" + std::to_string(weight.out_features) + ", " +
                  std::to_string(weight.in_features) + "] x " + std::to_string(num_tokens) + " " +
                  std::string(dtype_name(x_type)) + " path " +
@@ -98,7 +100,7 @@ class CudaLinear : public testing::Test {
     } else {
       reference_->ops().linear(x, weight, expected);
     }
-    const Prepared prepared(weight);
+    const Prepared prepared(weight, storage);
     const DeviceTensor device_x(x);
     // What 14 bits beside the largest of 128 leave of activations of 8 and of 11 bits.
     const double exact = !fixed ? 1e-5 : x_type == DType::kBF16 ? 3e-5 : 3e-4;
@@ -169,6 +171,107 @@ TEST_F(CudaLinear, DenseWeights) {
       expect_equal(weight, DType::kF32, pick(1, 20), path);
     }
   }
+}
+
+// Weights as training leaves them, with what a window of exponents cannot hold: zeros of both
+// signs, numbers below the normal range, outliers and, unless they shall be tame, infinities.
+HostTensor hard_bfloats(std::mt19937& random, int out, int in, bool tame) {
+  HostTensor values(DType::kBF16, {out, in}, test::normal_values(random, int64_t{out} * in, 0.02f));
+  auto* bits = values.view().as<uint16_t>();
+  const uint16_t hard[] = {0x0000, 0x8000, 0x0001, 0x807f, 0x0080, 0xc0a0,
+                           0x2f80, 0xb31c, 0x4640, 0x7f80, 0xff80, 0x7fc0};
+  const int kinds = tame ? 8 : 12;
+  // One in 512 of the weights; half of what there is room for.
+  for (int64_t i = 0; i < int64_t{out} * in / 512; ++i)
+    bits[random() % (static_cast<uint64_t>(out) * static_cast<uint64_t>(in))] =
+        hard[random() % static_cast<uint64_t>(kinds)];
+  return values;
+}
+
+TEST_F(CudaLinear, CompactWeightsHoldTheBitsOfTheDisk) {
+  if (cuda::code_capability() < 80) GTEST_SKIP() << "no such form on this GPU";
+  for (int trial = 0; trial < 8; ++trial) {
+    const int out = trial == 0 ? 16 : pick(16, 20000 / (trial * trial));
+    const int in = 64 * pick(1, 24);
+    SCOPED_TRACE("[" + std::to_string(out) + ", " + std::to_string(in) + "]");
+    const HostTensor values = hard_bfloats(random_, out, in, false);
+    LinearWeight weight;
+    weight.out_features = out;
+    weight.in_features = in;
+    weight.dense = values;
+    const Prepared prepared(weight, DenseStorage::kCompact);
+    ASSERT_TRUE(prepared.weight.compacted());
+    if (out >= 256) {
+      EXPECT_LT(prepared.weight.num_bytes(), values.view().num_bytes() * 4 / 5);
+    }
+    const int begin = pick(0, (out - 1) / 16) * 16;
+    const int end = pick(begin + 1, out);
+    const DeviceTensor all(DType::kBF16, {out, in});
+    const DeviceTensor some(DType::kBF16, {end - begin, in});
+    const cuda::Weight view = cuda::weight_of(prepared.weight);
+    cuda::launch_dequantize(view, 0, out, all.view().data, cuda::Scalar::kBF16, nullptr);
+    cuda::launch_dequantize(view, begin, end, some.view().data, cuda::Scalar::kBF16, nullptr);
+    NB_CUDA(cudaDeviceSynchronize());
+    const auto same = [](const Tensor& a, const Tensor& b) {
+      return a.num_bytes() == b.num_bytes() && std::memcmp(a.data, b.data, a.num_bytes()) == 0;
+    };
+    EXPECT_TRUE(same(all.host().view(), values.view()));
+    EXPECT_TRUE(same(some.host().view(), values.view().rows(begin, end)));
+  }
+}
+
+TEST_F(CudaLinear, CompactWeights) {
+  if (cuda::code_capability() < 80) GTEST_SKIP() << "no such form on this GPU";
+  for (const LinearPath path : kPaths) {
+    for (const int num_tokens : {1, 4, 5, 8, 9, 16, 17, 33, 64, 65, 150}) {
+      const int in = 64 * pick(1, 30);
+      const int out = num_tokens % 2 == 0 ? 16 * pick(1, 40) : pick(16, 600);
+      const HostTensor values = hard_bfloats(random_, out, in, true);
+      LinearWeight weight;
+      weight.out_features = out;
+      weight.in_features = in;
+      weight.dense = values;
+      expect_equal(weight, DType::kBF16, num_tokens, path, DenseStorage::kCompact);
+      if (num_tokens < 9)
+        expect_equal(weight, DType::kF32, num_tokens, path, DenseStorage::kCompact);
+    }
+  }
+}
+
+// Where no weight lies outside the windows the sums are those of the plain weights, bit for bit.
+TEST_F(CudaLinear, CompactWeightsSumAsPlainOnes) {
+  if (cuda::code_capability() < 80) GTEST_SKIP() << "no such form on this GPU";
+  const HostTensor values = normal(DType::kBF16, {700, 640}, 0.02f);
+  auto* bits = values.view().as<uint16_t>();
+  for (int64_t i = 0; i < values.view().num_elements(); ++i)
+    bits[i] = static_cast<uint16_t>((bits[i] & 0x807f) | (0x70 + (bits[i] >> 7 & 15)) << 7);
+  LinearWeight weight;
+  weight.out_features = 700;
+  weight.in_features = 640;
+  weight.dense = values;
+  const Prepared plain(weight);
+  const Prepared compact(weight, DenseStorage::kCompact);
+  ASSERT_TRUE(compact.weight.compacted());
+  for (const int num_tokens : {1, 8, 16}) {
+    const DeviceTensor x(normal(DType::kBF16, {num_tokens, 640}));
+    EXPECT_EQ(run(x, compact, DType::kF32, LinearPath::kSkinny),
+              run(x, plain, DType::kF32, LinearPath::kSkinny));
+  }
+}
+
+// Half of the weights are zero: no room to list them. They stay as they are, in memory of their
+// own.
+TEST_F(CudaLinear, WeightsWithoutACompactFormStayPlain) {
+  if (cuda::code_capability() < 80) GTEST_SKIP() << "no such form on this GPU";
+  const HostTensor values = normal(DType::kBF16, {64, 256}, 0.02f);
+  for (int64_t i = 0; i < values.view().num_elements(); i += 2) values.view().as<uint16_t>()[i] = 0;
+  LinearWeight weight;
+  weight.out_features = 64;
+  weight.in_features = 256;
+  weight.dense = values;
+  const Prepared prepared(weight, DenseStorage::kCompact);
+  EXPECT_FALSE(prepared.weight.compacted());
+  expect_equal(weight, DType::kBF16, 3, LinearPath::kAuto, DenseStorage::kCompact);
 }
 
 TEST_F(CudaLinear, QuantizedWeights) {

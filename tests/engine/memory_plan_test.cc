@@ -23,11 +23,13 @@ namespace {
 constexpr double kGiB = 1024.0 * 1024 * 1024;
 
 // A model of shapes, one rank's share, from config.json alone.
-Model shapes_of(const std::string& golden, int world_size = 1, DType activation = DType::kF16) {
+Model shapes_of(const std::string& golden, int world_size = 1, DType activation = DType::kF16,
+                DenseStorage storage = DenseStorage::kPlain) {
   const Json config = read_model_config(test::golden(golden)).value();
   const ModelSpec spec = shard(parse_model_config(config).value(), world_size).value();
   PlanningDevice device("planned", {});
-  return Model::shapes(spec, parse_quantization_config(config).value(), device, activation).value();
+  return Model::shapes(spec, parse_quantization_config(config).value(), device, activation, storage)
+      .value();
 }
 
 // The published rows: two 32 GB cards, W4A16, 8-bit keys and values.
@@ -125,6 +127,38 @@ TEST(MemoryPlan, TheHybrid40BByHand) {
   EXPECT_EQ(262144.0 * static_cast<double>(plan.kv_bytes_per_token) / kGiB, 12.0);
   // 72 x 48 heads x 128 x 128 x 4 bytes, and 72 x 10240 channels x 3 x 2 bytes.
   EXPECT_EQ(plan.state_bytes_per_seq, size_t{72} * 48 * 128 * 128 * 4 + size_t{72} * 10240 * 3 * 2);
+}
+
+TEST(MemoryPlan, SixteenBitLinearsInTwelve) {
+  const Model model = shapes_of("plan/hybrid-40b", 1, DType::kBF16, DenseStorage::kCompact);
+  const WeightBytes plain = shapes_of("plan/hybrid-40b").weight_bytes();
+  // 12 bits, 4 bytes for 256 weights and 4 more, 16 bytes a row.
+  const auto bytes = [](double out, double in) {
+    return out * in * 3 / 2 + out * in / 256 * 4 + 4 + out * 16;
+  };
+  const double layer =
+      bytes(10240, 5120) + bytes(6144, 5120) + 2 * bytes(48, 5120) + bytes(5120, 6144);
+  EXPECT_EQ(static_cast<double>(model.weight_bytes().dense), 72 * layer);
+  EXPECT_EQ(static_cast<double>(model.weight_bytes().lm_head), bytes(248320, 5120));
+  EXPECT_EQ(model.weight_bytes().quantized, plain.quantized);
+  EXPECT_EQ(model.weight_bytes().embeddings, plain.embeddings);
+  EXPECT_LT(model.arena_bytes(), plain.total());
+
+  // Only where bfloat16 meets bfloat16.
+  const Model half = shapes_of("plan/hybrid-40b", 1, DType::kF16, DenseStorage::kCompact);
+  EXPECT_EQ(half.weight_bytes().total(), plain.total());
+}
+
+TEST(MemoryPlan, CompactWeightsByDefaultForFewSequences) {
+  EngineOptions options;
+  EXPECT_EQ(dense_storage(options), DenseStorage::kCompact);
+  options.max_num_seqs = 17;
+  EXPECT_EQ(dense_storage(options), DenseStorage::kPlain);
+  options.compact_weights = "on";
+  EXPECT_EQ(dense_storage(options), DenseStorage::kCompact);
+  options.max_num_seqs = 1;
+  options.compact_weights = "off";
+  EXPECT_EQ(dense_storage(options), DenseStorage::kPlain);
 }
 
 TEST(MemoryPlan, AnIgnoreListOfPatternsMeansTheSameAsOneOfNames) {

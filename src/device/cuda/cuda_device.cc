@@ -6,8 +6,12 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "base/format.h"
+#include "base/log.h"
+#include "device/compact_layout.h"
 #include "device/cuda/cuda_ops.h"
 #include "device/cuda/cuda_quant_ops.h"
 #include "device/cuda/handles.h"
@@ -224,6 +228,25 @@ class CudaDevice final : public Device {
     return prepared;
   }
 
+  Result<LinearWeight> prepare_compact(const LinearWeight& on_disk, Arena& arena) override {
+    if (!compact_fits(on_disk) || workspace_.compute_capability < 80)
+      return prepare_linear(on_disk, arena);
+    const LinearWeight prepared = place_compact(on_disk, arena);
+    if (arena.counting()) return prepared;
+    const int64_t outside = compact(on_disk, prepared);
+    if (outside <= compact_rest_capacity(on_disk)) return prepared;
+    log_warning(
+        "a weight [{}, {}] stays in 16 bits, {} beyond the plan: {} of its values lie outside the "
+        "usual range of exponents of their row, {} would have room",
+        on_disk.out_features, on_disk.in_features,
+        format_bytes(static_cast<double>(on_disk.num_bytes())), outside,
+        compact_rest_capacity(on_disk));
+    NB_TRY(DeviceMemory memory, allocate(on_disk.num_bytes(), "a weight that stays in 16 bits"));
+    Arena own(memory.data(), memory.size());
+    beyond_plan_.push_back(std::move(memory));
+    return prepare_linear(on_disk, own);
+  }
+
  private:
   // Uploads rows into the scratch and repacks them from there, piece by piece.
   void repack(const LinearWeight& from, const LinearWeight& to) {
@@ -253,6 +276,29 @@ class CudaDevice final : public Device {
     }
   }
 
+  // Uploads rows into the scratch and packs them from there, piece by piece; returns how many
+  // weights lie outside the windows.
+  int64_t compact(const LinearWeight& from, const LinearWeight& to) {
+    CompactWeight view = compact_of(weight_of(to));
+    view.rest_capacity = static_cast<uint32_t>(compact_rest_capacity(from));
+    uint32_t* used = view.rest + view.rest_capacity;
+    NB_CUDA(cudaMemsetAsync(used, 0, sizeof(*used), stream_.get()));
+    const auto row_bytes = static_cast<size_t>(from.in_features) * 2;
+    const int64_t rows_at_once =
+        static_cast<int64_t>((workspace_.scratch_size - 1024) / row_bytes) / 16 * 16;
+    for (int64_t begin = 0; begin < from.out_features; begin += rows_at_once) {
+      const int64_t end = std::min(begin + rows_at_once, from.out_features);
+      Arena staging(workspace_.scratch, workspace_.scratch_size);
+      const Tensor rows = prepare_tensor(from.dense.rows(begin, end), staging);
+      launch_compact(rows.as<const uint16_t>(), begin, end, view, used, stream_.get());
+    }
+    uint32_t outside = 0;
+    NB_CUDA(
+        cudaMemcpyAsync(&outside, used, sizeof(outside), cudaMemcpyDeviceToHost, stream_.get()));
+    synchronize();
+    return outside;
+  }
+
   // Where nothing tells what the context takes.
   static constexpr size_t kUsualContext = size_t{512} << 20;
 
@@ -266,6 +312,7 @@ class CudaDevice final : public Device {
   DeviceMemory scratch_;
   DeviceMemory counters_;
   DeviceMemory fixed_rows_;
+  std::vector<DeviceMemory> beyond_plan_;  // weights that have no compact form
   CudaOps ops_{stream_.get(), workspace_};
   CudaQuantOps quant_ops_{stream_.get(), workspace_};
   WeightUpload weights_{stream_.get()};

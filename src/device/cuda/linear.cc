@@ -7,11 +7,20 @@ namespace {
 // Up to how many tokens streaming the weight beats multiplying in 16 bits; for packed weights the
 // latter first writes them out. Measured: benchmarks/cuda_linear.cc paths.
 constexpr int64_t kStreamPackedTokens = 128;
+constexpr int64_t kStreamCompactTokens = 64;
 constexpr int64_t kStreamDenseTokens = 16;
 // Outputs up to which tokens of several streaming launches take the simple kernel, if
 // launch_linear_dense() does not serve them, which wants multiples of 8: the gate of a shared
 // expert has one.
 constexpr int64_t kFewOutputs = 64;
+
+int64_t most_streamed_tokens(Layout layout) {
+  switch (layout) {
+    case Layout::kDense: return kStreamDenseTokens;
+    case Layout::kCompact: return kStreamCompactTokens;
+    default: return kStreamPackedTokens;
+  }
+}
 
 }  // namespace
 
@@ -19,8 +28,7 @@ void launch_linear(const LinearLaunch& args, const Workspace& workspace, cudaStr
   if (args.num_tokens == 0 || args.weight.out_features == 0) return;
   switch (args.path) {
     case LinearPath::kAuto:
-      if (args.num_tokens <=
-              (args.weight.layout == Layout::kDense ? kStreamDenseTokens : kStreamPackedTokens) &&
+      if (args.num_tokens <= most_streamed_tokens(args.weight.layout) &&
           launch_linear_skinny(args, workspace, stream))
         return;
       if (launch_linear_dense(args, workspace, stream)) return;

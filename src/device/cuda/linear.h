@@ -13,18 +13,20 @@
 // same lane reads its part of an activation row as vectors of 8. Nibble p of a word is the low half
 // of pair p, nibble p + 4 the high half; pairs: (row g, k 0..1), (row g + 8, k 0..1), (row g,
 // k 2..3), (row g + 8, k 2..3). "zero" holds magic + 8 + zero_point, so that subtracting it from
-// magic + nibble leaves the exact integer; magic is 128 in bf16 and 1024 in f16.
+// magic + nibble leaves the exact integer; magic is 128 in bf16 and 1024 in f16. `kCompact`:
+// bfloat16 in 12 bits, see compact.h.
 #pragma once
 
 #include <cuda_runtime.h>
 
+#include "device/cuda/compact.h"
 #include "device/cuda/fixed_rows.h"
 #include "device/cuda/scalar.h"
 #include "device/cuda/workspace.h"
 
 namespace nibble::cuda {
 
-enum class Layout : uint8_t { kDense, kPlain, kTiled };
+enum class Layout : uint8_t { kDense, kPlain, kTiled, kCompact };
 
 struct Weight {
   Layout layout;
@@ -36,6 +38,8 @@ struct Weight {
   const int8_t* zero_point;  // kPlain, may be null
   int num_bits;              // quantized: 4 or 8
   int64_t num_groups;        // quantized, per output
+  const CompactRow* rows;    // kCompact; its words are `values`
+  const uint32_t* rest;      // kCompact
 };
 
 // Which kernel. kAuto picks by shape and type; the others are for tests and benchmarks, and fall
@@ -124,6 +128,9 @@ void launch_dequantize(const Weight& weight, int64_t begin, int64_t end, void* t
 // The compute capability to choose kernels by (90 for sm_90), 0 if this binary holds no code for
 // the current GPU: that of the code which runs here, which on a newer GPU may be older code.
 int code_capability();
+
+// A kCompact weight as its own launches see it.
+CompactWeight compact_of(const Weight& weight);
 
 // Whether the tiled layout serves a weight of this shape.
 bool tiles_fit(int64_t in_features, int num_bits, int64_t num_groups, Scalar scale_type);

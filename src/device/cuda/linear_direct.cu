@@ -80,8 +80,8 @@ __device__ __forceinline__ void read(Activations& to, const char* from) {
 template <class Shape>
 struct StageValues {
   static constexpr Kind kind = Shape::kind;
-  static constexpr int kVectors = kind == Kind::kDense ? 4 : 1;  // of 16 bytes, unit and row tile
-  static constexpr int kScales = kind == Kind::kDense ? 0 : kind == Kind::kW4 ? 1 : 2;
+  static constexpr int kVectors = kUnitVectors<kind>;
+  static constexpr int kScales = kUnitScales<kind>;
   uint4 raw[Shape::kUnits][Shape::kRowTiles][kVectors];
   uint2 scale[Shape::kRowTiles][kScales == 0 ? 1 : kScales];
 
@@ -124,9 +124,10 @@ struct StageSource {
         }
       } else {
         values[r] = static_cast<const char*>(args.values) +
-                    (tile * args.units_per_row + unit) * 512 + lane * 16;
-        scale[r] =
-            static_cast<const char*>(args.scale) + tile * args.num_groups * 64 + lane / 4 * 8;
+                    (tile * args.units_per_row + unit) * (kUnitVectors<kind> * 512) + lane * 16;
+        if constexpr (kHasScales<kind>)
+          scale[r] =
+              static_cast<const char*>(args.scale) + tile * args.num_groups * 64 + lane / 4 * 8;
       }
     }
   }
@@ -142,13 +143,15 @@ struct StageSource {
       } else {
 #pragma unroll
         for (int u = 0; u < Shape::kUnits; ++u)
-          to.raw[u][r][0] = load_weight_16(values[r] + u * 512);
-        values[r] += step * 512;
+#pragma unroll
+          for (int v = 0; v < kUnitVectors<kind>; ++v)
+            to.raw[u][r][v] = load_weight_16(values[r] + (u * kUnitVectors<kind> + v) * 512);
+        values[r] += step * (kUnitVectors<kind> * 512);
         if constexpr (kind == Kind::kW4) {
           const uint32_t group =
               __umulhi(2 * static_cast<uint32_t>(unit) + 1, args.group_reciprocal);
           to.scale[r][0] = load_weight_8(scale[r] + group * 64);
-        } else {
+        } else if constexpr (kind == Kind::kW4Group32) {
           to.scale[r][0] = load_weight_8(scale[r] + unit * 128);
           to.scale[r][1] = load_weight_8(scale[r] + unit * 128 + 64);
         }
@@ -172,15 +175,21 @@ __device__ __forceinline__ Sums<T, 1, 1> total_of(const DirectGroup& group, cons
 }
 
 // Adds up the slices of each tile, and stores it.
-template <class T>
+template <class T, Kind kind>
 __device__ __forceinline__ void join_slices(const DirectGroup& group, const SkinnyArgs& args,
                                             float4* shared, int tiles, int first_row_tile,
                                             uint32_t rank) {
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const int warps = blockDim.x / 32;
-  const auto store = [&](const Sums<T, 1, 1>& total, int tile) {
-    total.store(args, first_row_tile + tile / kTokenTiles, lane, 8 * (tile % kTokenTiles));
+  const auto store = [&](Sums<T, 1, 1> total, int tile) {
+    const int row_tile = first_row_tile + tile / kTokenTiles;
+    const int first_token = 8 * (tile % kTokenTiles);
+    if (row_tile >= args.row_tiles) return;
+    RowEnds<T, kind> ends;
+    ends.read(args, row_tile, lane);
+    ends.apply(args, total.c[0][0], lane, first_token);
+    total.store(args, row_tile, lane, first_token);
   };
   for (int tile = warp; tile < tiles; tile += warps) {
     const Sums<T, 1, 1> total = total_of<T>(group, shared, tile, lane);
@@ -291,7 +300,8 @@ __global__ void __launch_bounds__(kWarps * 32, Shape::kBlocks)
           make_float4(c[0], c[1], c[2], c[3]);
     }
   __syncthreads();
-  join_slices<T>(group, args, parts, row_warps * kRowTiles * kTokenTiles, first_tile, rank);
+  join_slices<T, Shape::kind>(group, args, parts, row_warps * kRowTiles * kTokenTiles, first_tile,
+                              rank);
 #endif
 }
 
@@ -348,6 +358,7 @@ void with_kind(Kind kind, bool wide, Body body) {
       return body(KindIs<Kind::kW4, false>{});
     case Kind::kW4Group32: return body(KindIs<Kind::kW4Group32, false>{});
     case Kind::kDense: return body(KindIs<Kind::kDense, false>{});
+    case Kind::kCompact: return body(KindIs<Kind::kCompact, false>{});
   }
 }
 
@@ -367,7 +378,8 @@ void launch(const SkinnyArgs* parts, int count, const Workspace& workspace, cuda
   const auto two = [&](Geometry geometry) {
     launch_direct<T, Two>(parts, count, geometry, workspace, stream);
   };
-  if (K::kind == Kind::kDense) return row_tiles < 500 ? two({1, 8, 1}) : one({1, 8, 1});
+  if (K::kind == Kind::kDense || K::kind == Kind::kCompact)
+    return row_tiles < 500 ? two({1, 8, 1}) : one({1, 8, 1});
   if (row_tiles < 150) return two({1, 8, 4});
   if (row_tiles < 500) return one({2, 4, 2});
   one({1, 4, 1});

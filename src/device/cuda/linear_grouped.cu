@@ -297,6 +297,7 @@ void launch(Kind kind, bool swiglu, const GroupedArgs& args, int most_tiles, cud
       return run(GroupedShape<Kind::kW4Group32, false>{}, GroupedShape<Kind::kW4Group32, true>{});
     case Kind::kDense:
       return run(GroupedShape<Kind::kDense, false>{}, GroupedShape<Kind::kDense, true>{});
+    case Kind::kCompact: return;  // describe_experts() turns them away
   }
 }
 

@@ -124,6 +124,16 @@ unsigned blocks_for(int64_t threads) {
 
 }  // namespace
 
+CompactWeight compact_of(const Weight& weight) {
+  CompactWeight view{};
+  view.words = static_cast<uint32_t*>(const_cast<void*>(weight.values));
+  view.rows = const_cast<CompactRow*>(weight.rows);
+  view.rest = const_cast<uint32_t*>(weight.rest);
+  view.out_features = weight.out_features;
+  view.in_features = weight.in_features;
+  return view;
+}
+
 int code_capability() {
   cudaFuncAttributes attributes{};
   const bool found = cudaFuncGetAttributes(&attributes, repack_kernel) == cudaSuccess;
@@ -168,6 +178,8 @@ void launch_dequantize(const Weight& weight, int64_t begin, int64_t end, void* t
     NB_CUDA_LAUNCHED();
     return;
   }
+  if (weight.layout == Layout::kCompact && to_type == Scalar::kBF16 && begin % 16 == 0)
+    return launch_expand(compact_of(weight), begin, end, static_cast<uint16_t*>(to), stream);
   const int64_t threads = (end - begin) * ((weight.in_features + 7) / 8);
   with_type(to_type, [&](auto to_type_tag) {
     with_weight(weight, [&](auto w_type, auto layout) {

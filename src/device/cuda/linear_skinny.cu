@@ -17,9 +17,11 @@
 //
 // On sm_90 the kernel starts while the one before it drains, and fills its rings meanwhile.
 //
-// Cost per unit and row tile: 512 bytes of weights + 64 of scales in 4 bits, 2048 bytes in 16 bits.
+// Cost per unit and row tile: 512 bytes of weights + 64 of scales in 4 bits, 2048 bytes in 16 bits,
+// 1536 in 12.
 // Dequantization: (magic | nibble) - zero exactly, times scale rounded once, both on pairs.
 #include <algorithm>
+#include <type_traits>
 
 #include "device/cuda/linear_stream.cuh"
 #include "device/cuda/overlap.cuh"
@@ -31,13 +33,13 @@ constexpr int kRowTiles = 2;  // of 16 outputs, per warp
 
 // A stage of a warp's ring: the values of its row tiles, then their scales.
 template <Kind kind>
-constexpr int kValueBytes = kRowTiles*(kind == Kind::kDense ? 2048 : 512);
+constexpr int kValueBytes = 512 * kRowTiles* kUnitVectors<kind>;
 template <Kind kind>
-constexpr int kScaleBytes = kind == Kind::kDense ? 0 : kRowTiles*(kind == Kind::kW4 ? 64 : 128);
+constexpr int kScaleBytes = 64 * kRowTiles* kUnitScales<kind>;
 template <Kind kind>
 constexpr int kStageBytes = kValueBytes<kind> + kScaleBytes<kind>;
 template <Kind kind>
-constexpr int kStages = kind == Kind::kDense ? 3 : 8;
+constexpr int kStages = kUnitVectors<kind> > 1 ? 3 : 8;
 template <Kind kind>
 constexpr size_t kSharedBytes = size_t{kWarps} * kStages<kind>* kStageBytes<kind>;
 
@@ -62,10 +64,11 @@ struct Source {
         values[i] = base + (row * args.in_features + unit * kUnit + lane % 4 * 8) * 2;
       } else {
         const int64_t tile = min(first_tile + i, args.row_tiles - 1);
-        values[i] = base + (tile * args.units_per_row + unit) * 512 + lane * 16;
+        values[i] =
+            base + (tile * args.units_per_row + unit) * (kUnitVectors<kind> * 512) + lane * 16;
       }
     }
-    if constexpr (kind != Kind::kDense) {
+    if constexpr (kHasScales<kind>) {
       constexpr int kLanes = kScaleBytes<kind> / kRowTiles / 8;  // of one row tile
       const int64_t tile = min(first_tile + lane / kLanes % kRowTiles, args.row_tiles - 1);
       const int64_t group = kind == Kind::kW4 ? unit / args.units_per_group : 2 * unit;
@@ -85,11 +88,14 @@ struct Source {
           copy_async_16(to + (i * 2 + j) * 512 + lane * 16, values[i] + j * 64);
         values[i] += kUnit * 2;
       } else {
-        copy_async_16(to + i * 512 + lane * 16, values[i]);
-        values[i] += 512;
+        constexpr int kVectors = kUnitVectors<kind>;
+#pragma unroll
+        for (int v = 0; v < kVectors; ++v)
+          copy_async_16(to + (i * kVectors + v) * 512 + lane * 16, values[i] + v * 512);
+        values[i] += kVectors * 512;
       }
     }
-    if constexpr (kind != Kind::kDense) {
+    if constexpr (kHasScales<kind>) {
       if (lane < kScaleBytes<kind> / 8) copy_async_8(to + kValueBytes<kind> + lane * 8, scale);
       if constexpr (kind == Kind::kW4Group32) {
         scale += 128;
@@ -107,13 +113,26 @@ struct Source {
 // A thread block leaves its part in slot 2 b if the row block is its first, else in slot 2 b + 1:
 // it shares at most its first and its last row block. Of those that share a row block only the
 // first can have begun before it.
-template <class S>
+template <class T, Kind kind, class S>
 __device__ __forceinline__ void finish(const SkinnyArgs& args, S& sums, int row_block, int row_tile,
                                        int warp, int lane) {
+  const auto store = [&] {
+    if constexpr (kind == Kind::kCompact) {
+#pragma unroll
+      for (int r = 0; r < kRowTiles; ++r) {
+        if (row_tile + r >= args.row_tiles) break;
+        RowEnds<T, kind> ends;
+        ends.read(args, row_tile + r, lane);
+#pragma unroll
+        for (int n = 0; n < S::kTokens; ++n) ends.apply(args, sums.c[r][n], lane, 8 * n);
+      }
+    }
+    sums.store(args, row_tile, lane);
+  };
   const int begin = row_block * args.units_per_row;
   const int first = begin / args.units_per_block;
   const int last = (begin + args.units_per_row - 1) / args.units_per_block;
-  if (first == last) return sums.store(args, row_tile, lane);
+  if (first == last) return store();
   const bool first_began_before = first * args.units_per_block < begin;
   const auto partial = [&](int block) {
     const int slot = 2 * block + (block == first && first_began_before ? 1 : 0);
@@ -131,7 +150,7 @@ __device__ __forceinline__ void finish(const SkinnyArgs& args, S& sums, int row_
   sums.clear();
 #pragma unroll(S::kFloats <= 256 ? 4 : 1)
   for (int block = first; block <= last; ++block) sums.add_partial(partial(block), lane);
-  sums.store(args, row_tile, lane);
+  store();
   if (lane == 0) *counter = 0;
 }
 
@@ -270,7 +289,7 @@ __global__ void __launch_bounds__(kWarps * 32, kTokenTiles <= 4 ? 2 : 1)
     }
     if constexpr (kChains == 2) sums[0].add(sums[1]);
     const int row_tile = row_tile_of(row_block);
-    if (row_tile < args.row_tiles) finish(args, sums[0], row_block, row_tile, warp, lane);
+    if (row_tile < args.row_tiles) finish<T, kind>(args, sums[0], row_block, row_tile, warp, lane);
     left -= length;
     unit = 0;
     ++row_block;
@@ -326,6 +345,10 @@ void launch_kind(Kind kind, const SkinnyArgs& args, const Workspace& workspace,
     case Kind::kW4: return launch_tokens<T, Kind::kW4>(args, workspace, stream);
     case Kind::kW4Group32: return launch_tokens<T, Kind::kW4Group32>(args, workspace, stream);
     case Kind::kDense: return launch_tokens<T, Kind::kDense>(args, workspace, stream);
+    case Kind::kCompact:
+      if constexpr (std::is_same_v<T, BFloat>)
+        return launch_tokens<T, Kind::kCompact>(args, workspace, stream);
+      return;
   }
 }
 
@@ -342,13 +365,15 @@ bool describe(const LinearLaunch& args, const Workspace& workspace, SkinnyArgs* 
   *launch = SkinnyArgs{};
   launch->values = weight.values;
   launch->scale = weight.scale;
+  launch->rows = weight.rows;
+  launch->rest = weight.rest;
   launch->out_is_float = args.out_type == Scalar::kF32;
   launch->out_features = weight.out_features;
   launch->in_features = weight.in_features;
   launch->row_tiles = static_cast<int>((weight.out_features + 15) / 16);
   launch->units_per_row = static_cast<int>(weight.in_features / kUnit);
   launch->num_groups = weight.num_groups;
-  *kind = Kind::kDense;
+  *kind = weight.layout == Layout::kCompact ? Kind::kCompact : Kind::kDense;
   if (weight.layout == Layout::kTiled) {
     const int64_t group_size = weight.in_features / weight.num_groups;
     *kind = group_size == 32 ? Kind::kW4Group32 : Kind::kW4;
@@ -433,7 +458,8 @@ bool describe_experts(const ExpertsLaunch& args, const Workspace& workspace, Ski
     one.out_type = args.x_type;
     Kind own;
     if (!describe(one, workspace, &launches[i], &own) || (i > 0 && own != *kind) ||
-        launches[i].group_shift < 0 || part.values_apart % 16 != 0 || part.scales_apart % 8 != 0)
+        own == Kind::kCompact || launches[i].group_shift < 0 || part.values_apart % 16 != 0 ||
+        part.scales_apart % 8 != 0)
       return false;
     *kind = own;
     launches[i].x = args.x;

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "device/cuda/cluster.cuh"
+#include "device/cuda/compact.cuh"
 #include "device/cuda/fixed_rows.h"
 #include "device/cuda/linear.h"
 #include "device/cuda/scalar.cuh"
@@ -17,12 +18,27 @@ constexpr int kUnit = 64;
 constexpr int kRingTokens = 8;     // most that launch_linear_vector takes
 constexpr int kDirectTokens = 16;  // ... and launch_linear_direct
 
-enum class Kind { kW4, kW4Group32, kDense };
+enum class Kind { kW4, kW4Group32, kDense, kCompact };
+
+// Vectors of 16 bytes a lane takes of one unit of a row tile; units of packed kinds lie together.
+template <Kind kind>
+constexpr int kUnitVectors = kind == Kind::kDense     ? 4
+                             : kind == Kind::kCompact ? 3
+                                                      : 1;
+// Groups in such a unit that have a scale of their own.
+template <Kind kind>
+constexpr int kUnitScales = kind == Kind::kW4          ? 1
+                            : kind == Kind::kW4Group32 ? 2
+                                                       : 0;
+template <Kind kind>
+constexpr bool kHasScales = kUnitScales<kind> != 0;
 
 struct SkinnyArgs {
   const void* x;
   const void* values;
   const void* scale;
+  const CompactRow* rows;
+  const uint32_t* rest;
   void* out;
   bool out_is_float;
   int num_tokens;
@@ -142,10 +158,15 @@ __device__ __forceinline__ uint32_t nibbles(uint32_t word, int shift) {
   return result;
 }
 
+template <int kIndex>
+__device__ __forceinline__ uint32_t component(const uint4& vector) {
+  return kIndex == 0 ? vector.x : kIndex == 1 ? vector.y : kIndex == 2 ? vector.z : vector.w;
+}
+
 // The A operand of step 0..3 of a unit.
 template <class T, Kind kind>
 struct Operand {
-  uint4 raw[kind == Kind::kDense ? 4 : 1];
+  uint4 raw[kUnitVectors<kind>];
   uint2 scale[kind == Kind::kW4Group32 ? 2 : 1];
 
   // Of row tile `tile` of a stage whose scales lie at `scales`.
@@ -154,19 +175,16 @@ struct Operand {
     read_scales(scales, tile, lane);
   }
   __device__ __forceinline__ void read_values(const char* stage, int tile, int lane) {
-    constexpr int kVectors = kind == Kind::kDense ? 4 : 1;
+    constexpr int kVectors = kUnitVectors<kind>;
 #pragma unroll
     for (int i = 0; i < kVectors; ++i)
       raw[i] = *reinterpret_cast<const uint4*>(stage + (tile * kVectors + i) * 512 + lane * 16);
   }
   __device__ __forceinline__ void read_scales(const char* scales, int tile, int lane) {
-    if constexpr (kind != Kind::kDense) {
-      constexpr int kGroups = kind == Kind::kW4Group32 ? 2 : 1;
+    constexpr int kGroups = kUnitScales<kind>;
 #pragma unroll
-      for (int i = 0; i < kGroups; ++i)
-        scale[i] =
-            *reinterpret_cast<const uint2*>(scales + (tile * kGroups + i) * 64 + lane / 4 * 8);
-    }
+    for (int i = 0; i < kGroups; ++i)
+      scale[i] = *reinterpret_cast<const uint2*>(scales + (tile * kGroups + i) * 64 + lane / 4 * 8);
   }
   template <int kStep>
   __device__ __forceinline__ void step(uint32_t (&a)[4]) const {
@@ -177,11 +195,10 @@ struct Operand {
       a[1] = kStep % 2 == 0 ? high.x : high.z;
       a[2] = kStep % 2 == 0 ? low.y : low.w;
       a[3] = kStep % 2 == 0 ? high.y : high.w;
+    } else if constexpr (kind == Kind::kCompact) {
+      compact_step(component<kStep>(raw[0]), component<kStep>(raw[1]), component<kStep>(raw[2]), a);
     } else {
-      const uint32_t word = kStep == 0   ? raw[0].x
-                            : kStep == 1 ? raw[0].y
-                            : kStep == 2 ? raw[0].z
-                                         : raw[0].w;
+      const uint32_t word = component<kStep>(raw[0]);
       const uint2& pair = scale[kind == Kind::kW4Group32 ? kStep / 2 : 0];
       const uint32_t scale_low = __byte_perm(pair.x, pair.x, 0x1010);
       const uint32_t zero_low = __byte_perm(pair.x, pair.x, 0x3232);
@@ -218,6 +235,7 @@ struct Activations {
 
 template <class T, int kTokenTiles, int kTiles>
 struct Sums {
+  static constexpr int kTokens = kTokenTiles;  // in eights
   float c[kTiles][kTokenTiles][4];
 
   __device__ __forceinline__ void clear() {
@@ -283,6 +301,56 @@ struct Sums {
             static_cast<T*>(args.out)[at] = Round<T>::of(c[r][n][i]);
           }
         }
+  }
+};
+
+// What sums of a row tile still lack: for weights in 12 bits the rows' powers of two and the
+// weights that are listed beside. For other kinds nothing.
+template <class T, Kind kind>
+struct RowEnds {
+  __device__ __forceinline__ void read(const SkinnyArgs&, int, int) {}
+  __device__ __forceinline__ void apply(const SkinnyArgs&, float (&)[4], int, int) const {}
+};
+template <class T>
+struct RowEnds<T, Kind::kCompact> {
+  CompactRow rows[2];  // g, g + 8
+
+  // Constant after load: may be read before the wait.
+  __device__ __forceinline__ void read(const SkinnyArgs& args, int row_tile, int lane) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint4 row =
+          __ldg(reinterpret_cast<const uint4*>(args.rows) + row_tile * 16 + lane / 4 + 8 * half);
+      rows[half] = {
+          row.x, static_cast<uint16_t>(row.y), static_cast<uint16_t>(row.y >> 16), {row.z, row.w}};
+    }
+  }
+  // c: of rows g, g, g + 8, g + 8 and of tokens 2 t, 2 t + 1 behind `first_token`.
+  __device__ __forceinline__ void apply(const SkinnyArgs& args, float (&c)[4], int lane,
+                                        int first_token) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float scale = compact_scale(rows[half]);
+      const float lowest = compact_lowest(rows[half]);
+      const int count = rows[half].rest_count;
+      const auto add = [&](uint32_t entry, bool present) {
+        const float value = compact_rest_value(entry) - lowest;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int token = first_token + lane % 4 * 2 + i;
+          if (present && token < args.num_tokens)
+            c[2 * half + i] +=
+                value *
+                to_float(static_cast<const T*>(args.x)[token * args.in_features + (entry >> 16)]);
+        }
+      };
+#pragma unroll
+      for (int i = 0; i < 2; ++i) c[2 * half + i] *= scale;
+#pragma unroll
+      for (int i = 0; i < kCompactAhead; ++i) add(rows[half].ahead[i], i < count);
+      for (int i = kCompactAhead; i < count; ++i)
+        add(__ldg(args.rest + rows[half].rest_begin + static_cast<uint32_t>(i)), true);
+    }
   }
 };
 

@@ -2,6 +2,7 @@
 // scale in f32, rounded to the type of the scale. For the kernels that are not in a hurry.
 #pragma once
 
+#include "device/cuda/compact.cuh"
 #include "device/cuda/linear.h"
 #include "device/cuda/scalar.cuh"
 
@@ -41,10 +42,29 @@ __device__ __forceinline__ float magic<float>() {
   return 0.0f;
 }
 
+// A weight in 12 bits.
+__device__ __forceinline__ float compact_value(const Weight& weight, int64_t row, int64_t k) {
+  const CompactRow own = weight.rows[row];
+  for (uint32_t i = 0; i < own.rest_count; ++i) {
+    const uint32_t entry = weight.rest[own.rest_begin + i];
+    if (entry >> 16 == static_cast<uint32_t>(k)) return compact_rest_value(entry);
+  }
+  const int inner = static_cast<int>(k % 64);
+  const int pair = inner % 4 / 2 * 2 + static_cast<int>(row % 16) / 8;
+  const uint32_t* words = static_cast<const uint32_t*>(weight.values) +
+                          (row / 16 * (weight.in_features / 64) + k / 64) * kCompactTileWords +
+                          (row % 8 * 4 + inner % 32 / 8) * 4 + inner / 32 * 2 + inner % 8 / 4;
+  uint32_t pairs[4];
+  compact_step(words[0], words[128], words[256], pairs);
+  return __uint_as_float(pairs[pair] >> (16 * (inner % 2)) << 16) * compact_scale(own);
+}
+
 // T: the type of the dense elements, or of the scales.
 template <class T, Layout layout>
 __device__ __forceinline__ float weight_value(const Weight& weight, int64_t row, int64_t k) {
-  if constexpr (layout == Layout::kDense) {
+  if constexpr (layout == Layout::kCompact) {
+    return compact_value(weight, row, k);
+  } else if constexpr (layout == Layout::kDense) {
     return to_float(static_cast<const T*>(weight.values)[row * weight.in_features + k]);
   } else if constexpr (layout == Layout::kPlain) {
     const int per_word = 32 / weight.num_bits;
@@ -79,6 +99,7 @@ void with_weight(const Weight& weight, Body body) {
       case Layout::kDense: return body(type, LayoutIs<Layout::kDense>{});
       case Layout::kPlain: return body(type, LayoutIs<Layout::kPlain>{});
       case Layout::kTiled: return body(type, LayoutIs<Layout::kTiled>{});
+      case Layout::kCompact: return body(type, LayoutIs<Layout::kCompact>{});
     }
   });
 }

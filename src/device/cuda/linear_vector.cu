@@ -18,9 +18,9 @@ template <Kind kKind, bool kWide, int kStages>
 struct VectorShape {
   static constexpr Kind kind = kKind;
   static constexpr int kUnits = kWide ? 2 : 1;
-  static constexpr int kVectors = kind == Kind::kDense ? 4 : 1;  // of 512 bytes, of a unit
+  static constexpr int kVectors = kUnitVectors<kind>;  // of 512 bytes, of a unit
   static constexpr int kValueBytes = kUnits * kVectors * 512;
-  static constexpr int kScaleLanes = kind == Kind::kDense ? 0 : kind == Kind::kW4 ? 8 : 16;
+  static constexpr int kScaleLanes = 8 * kUnitScales<kind>;
   static constexpr int kStage = kValueBytes + kScaleLanes * 8;
   static constexpr int kDepth = kStages;
   static constexpr int kRing = kDepth * kStage;  // of a warp
@@ -90,10 +90,12 @@ __device__ __forceinline__ void vector_body(const VectorGroup& group, const Expe
       values[i] = all_values() + (row * args.in_features + warp * kUnit + lane % 4 * 8) * 2;
     } else {
       values[i] =
-          all_values() + (int64_t{row_tile} * args.units_per_row + warp * kUnits) * 512 + lane * 16;
+          all_values() +
+          (int64_t{row_tile} * args.units_per_row + warp * kUnits) * (Shape::kVectors * 512) +
+          lane * 16;
     }
   }
-  if constexpr (kind != Kind::kDense)
+  if constexpr (Shape::kScaleLanes > 0)
     scale = all_scales() + int64_t{row_tile} * args.num_groups * 64 + lane % Shape::kScaleLanes * 8;
   int fetched = 0;
   char* fetch_stage = ring;
@@ -108,12 +110,12 @@ __device__ __forceinline__ void vector_body(const VectorGroup& group, const Expe
           values[i] += kWarps * kUnit * 2;
         } else {
 #pragma unroll
-          for (int u = 0; u < kUnits; ++u)
-            copy_async_16(fetch_stage + u * 512 + lane * 16, values[i] + u * 512);
-          values[i] += kWarps * kUnits * 512;
+          for (int v = 0; v < kUnits * Shape::kVectors; ++v)
+            copy_async_16(fetch_stage + v * 512 + lane * 16, values[i] + v * 512);
+          values[i] += kWarps * kUnits * Shape::kVectors * 512;
         }
       }
-      if constexpr (kind != Kind::kDense) {
+      if constexpr (Shape::kScaleLanes > 0) {
         const int unit = (fetched * kWarps + warp) * kUnits;
         const int first = kind == Kind::kW4 ? unit >> args.group_shift : 2 * unit;
         if (lane < Shape::kScaleLanes)
@@ -127,6 +129,8 @@ __device__ __forceinline__ void vector_body(const VectorGroup& group, const Expe
   };
 #pragma unroll
   for (int i = 0; i < Shape::kDepth - 1; ++i) fetch_next();
+  RowEnds<T, kind> ends;  // of the warp that stores
+  if (warp == 0) ends.read(args, row_tile, lane);
   wait_for_previous_kernel();
 
   const bool present = lane / 4 < args.num_tokens;
@@ -186,6 +190,7 @@ __device__ __forceinline__ void vector_body(const VectorGroup& group, const Expe
 #pragma unroll
   for (int w = 0; w < kWarps; ++w)
     total.add_shared(reinterpret_cast<const float*>(parts + w * 32), lane);
+  ends.apply(args, total.c[0][0], lane, 0);
   total.store(args, row_tile, lane, 0, pair * args.out_features);
 #endif
 }
@@ -255,6 +260,12 @@ void launch(Kind kind, const SkinnyArgs* parts, int count, const ExpertArgs* exp
       // More tokens need more of the first-level cache, which shorter rings leave them.
       if (parts[0].num_tokens > 4) return of_shape(VectorShape<Kind::kDense, false, 3>{});
       return of_shape(VectorShape<Kind::kDense, false, 4>{});
+    case Kind::kCompact:
+      if constexpr (std::is_same_v<T, BFloat>) {
+        if (parts[0].num_tokens > 4) return of_shape(VectorShape<Kind::kCompact, false, 4>{});
+        return of_shape(VectorShape<Kind::kCompact, false, 5>{});
+      }
+      return;
   }
 }
 

@@ -9,6 +9,14 @@ Weight weight_of(const LinearWeight& weight) {
   Weight view{};
   view.out_features = weight.out_features;
   view.in_features = weight.in_features;
+  if (weight.compacted()) {
+    view.layout = Layout::kCompact;
+    view.type = Scalar::kBF16;
+    view.values = weight.compact.words.data;
+    view.rows = static_cast<const CompactRow*>(weight.compact.rows.data);
+    view.rest = static_cast<const uint32_t*>(weight.compact.rest.data);
+    return view;
+  }
   if (!weight.quantized()) {
     view.layout = Layout::kDense;
     view.type = scalar_of(weight.dense.dtype);

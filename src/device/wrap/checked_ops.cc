@@ -83,6 +83,7 @@ class Call {
     dtype("values", cache.v, cache.format.dtype);
   }
   void weight(const LinearWeight& weight) const {
+    if (weight.compacted()) return;  // a GPU's own layout
     if (!weight.quantized())
       return shape("weight", weight.dense, {weight.out_features, weight.in_features});
     // The layout of `packed` belongs to the backend; scales and zero points are common to all.

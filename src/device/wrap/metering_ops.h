@@ -41,7 +41,7 @@ class MeteringOps final : public Ops {
     const int64_t num_tokens = x.num_elements() / weight.in_features;
     if (num_tokens == 0) return;
     cost_.linear_flops += 2 * num_tokens * weight.in_features * weight.out_features;
-    cost_.linear_weight_bytes += static_cast<int64_t>(weight.num_bytes());
+    cost_.linear_weight_bytes += static_cast<int64_t>(weight.bytes_read());
   }
   void add(const Tensor&, const Tensor&) override {}
   void split_pairs(const Tensor&, const Tensor&, const Tensor&) override {}
