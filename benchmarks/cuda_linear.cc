@@ -46,7 +46,8 @@ constexpr Shape kShapes[] = {{"mlp gate and up, W4 g128", 34816, 5120, 128},
 
 size_t weight_bytes(const Shape& shape) {
   const auto count = static_cast<size_t>(shape.out * shape.in);
-  if (shape.group < 0) return count * 3 / 2 + static_cast<size_t>(shape.out) * 8;
+  if (shape.group < 0)
+    return count * 3 / 2 + static_cast<size_t>(shape.out) * sizeof(cuda::CompactRow);
   return shape.group == 0 ? count * 2 : count / 2 + count / static_cast<size_t>(shape.group) * 4;
 }
 
@@ -105,6 +106,15 @@ std::vector<Weight> make_weights(const Shape& shape) {
     weights.push_back(weight);
   }
   return weights;
+}
+
+void free_weights(const std::vector<Weight>& weights) {
+  for (const Weight& weight : weights) {
+    NB_CUDA(cudaFree(const_cast<void*>(weight.values)));
+    NB_CUDA(cudaFree(const_cast<void*>(weight.scale)));
+    NB_CUDA(cudaFree(const_cast<cuda::CompactRow*>(weight.rows)));
+    NB_CUDA(cudaFree(const_cast<uint32_t*>(weight.rest)));
+  }
 }
 
 struct Bench {
@@ -166,12 +176,7 @@ void few_tokens(const Bench& bench) {
                   100 * static_cast<double>(weight_bytes(shape)) / s / bench.read_bandwidth);
     }
     std::printf("\n");
-    for (const Weight& weight : weights) {
-      NB_CUDA(cudaFree(const_cast<void*>(weight.values)));
-      NB_CUDA(cudaFree(const_cast<void*>(weight.scale)));
-      NB_CUDA(cudaFree(const_cast<cuda::CompactRow*>(weight.rows)));
-      NB_CUDA(cudaFree(const_cast<uint32_t*>(weight.rest)));
-    }
+    free_weights(weights);
   }
 }
 
@@ -200,12 +205,7 @@ void many_tokens(const Bench& bench, bool both_paths) {
       }
     }
     std::printf("\n");
-    for (const Weight& weight : weights) {
-      NB_CUDA(cudaFree(const_cast<void*>(weight.values)));
-      NB_CUDA(cudaFree(const_cast<void*>(weight.scale)));
-      NB_CUDA(cudaFree(const_cast<cuda::CompactRow*>(weight.rows)));
-      NB_CUDA(cudaFree(const_cast<uint32_t*>(weight.rest)));
-    }
+    free_weights(weights);
   }
 }
 

@@ -37,8 +37,7 @@ class Binder {
 
   Result<LinearWeight> linear(const std::string& name, int64_t out, int64_t in) {
     NB_TRY(const LinearWeight on_disk, source_.linear(name, out, in));
-    if (storage_ == DenseStorage::kPlain || on_disk.quantized())
-      return device_.prepare_linear(on_disk, arena_);
+    if (storage_ == DenseStorage::kPlain) return device_.prepare_linear(on_disk, arena_);
     return device_.prepare_compact(on_disk, arena_);
   }
   Result<Tensor> vector(const std::string& name, int64_t size) {
