@@ -180,14 +180,17 @@ void few_tokens(const Bench& bench) {
   }
 }
 
-void many_tokens(const Bench& bench, bool both_paths) {
+void many_tokens(const Bench& bench, bool all_paths) {
   std::printf("\n%s: TFLOP/s and %% of the matrix peak\n%-26s",
-              both_paths ? "streamed | dequantized" : "many tokens", "");
-  const std::vector<int> tokens = both_paths ? std::vector{32, 64, 128, 192, 256, 512}
-                                             : std::vector{256, 512, 1024, 2048, 4096, 8192};
-  for (const int m : tokens) std::printf(both_paths ? "        M=%-4d" : "    M=%-4d", m);
+              all_paths ? "streamed | tiles | dequantized" : "many tokens", "");
+  const std::vector<int> tokens = all_paths ? std::vector{16, 32, 48, 64, 96, 128, 256, 512, 1024}
+                                            : std::vector{256, 512, 1024, 2048, 4096, 8192};
+  for (const int m : tokens) std::printf(all_paths ? "         M=%-4d" : "    M=%-4d", m);
   std::printf("\n");
-  for (const int s : {0, 1, 6, 9}) {
+  // 16-bit weights have but one path for many tokens.
+  const std::vector<size_t> shapes =
+      all_paths ? std::vector<size_t>{0, 2, 9} : std::vector<size_t>{0, 1, 6, 9};
+  for (const size_t s : shapes) {
     const Shape& shape = kShapes[s];
     const std::vector<Weight> weights = make_weights(shape);
     std::printf("%-26s", shape.name);
@@ -196,9 +199,9 @@ void many_tokens(const Bench& bench, bool both_paths) {
         return 2.0 * m * static_cast<double>(shape.out * shape.in) /
                bench.seconds(weights, m, path);
       };
-      if (both_paths) {
-        std::printf("  %4.0f |%4.0f ", flops(LinearPath::kSkinny) / 1e12,
-                    flops(LinearPath::kDense) / 1e12);
+      if (all_paths) {
+        std::printf(" %4.0f|%4.0f|%4.0f", flops(LinearPath::kSkinny) / 1e12,
+                    flops(LinearPath::kTiles) / 1e12, flops(LinearPath::kDense) / 1e12);
       } else {
         const double rate = flops(LinearPath::kAuto);
         std::printf("  %4.0f%4.0f", rate / 1e12, 100 * rate / bench.peak_flops);

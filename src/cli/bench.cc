@@ -63,7 +63,8 @@ Result<BenchModel> open_bench_model(const BenchModelFlags& flags) {
   bench.target = memory_target(device, device.memory());
   const auto start = std::chrono::steady_clock::now();
   if (bench.dir) {
-    NB_TRY(Model model, Model::load(*bench.dir, device, dtype, dense_storage(flags.engine)));
+    NB_TRY(Model model,
+           Model::load(*bench.dir, device, dtype, dense_storage(flags.engine, device)));
     bench.model = std::make_unique<Model>(std::move(model));
   } else {
     NB_TRY(const Json config, synthetic_config(flags.like, {.num_layers = flags.layers,
@@ -78,7 +79,7 @@ Result<BenchModel> open_bench_model(const BenchModelFlags& flags) {
                                   *bench.pool));
     bench.weights = std::make_unique<SyntheticWeights>(std::move(weights));
     NB_TRY(Model model,
-           Model::load(*bench.weights, spec, device, dtype, dense_storage(flags.engine)));
+           Model::load(*bench.weights, spec, device, dtype, dense_storage(flags.engine, device)));
     bench.model = std::make_unique<Model>(std::move(model));
     if (shared) bench.weights.reset();
   }

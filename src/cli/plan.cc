@@ -64,13 +64,6 @@ Result<DType> activation_for(const std::string& name, const Device& device,
   return cards->card.sm > 0 && cards->card.sm < 80 ? DType::kF16 : DType::kBF16;
 }
 
-// A card known by its size alone may be one that has no such form.
-DenseStorage storage_for(const EngineOptions& options, const std::optional<CardSet>& cards) {
-  if (options.compact_weights == "auto" && cards && cards->card.sm < 80)
-    return DenseStorage::kPlain;
-  return dense_storage(options);
-}
-
 Result<Planned> prepare(PlanFlags& flags) {
   Planned planned;
   if (!flags.gpu.empty()) flags.gpus = flags.gpu;
@@ -87,9 +80,11 @@ Result<Planned> prepare(PlanFlags& flags) {
                         "World size ({}) is larger than the number of available GPUs ({}).",
                         flags.engine.tensor_parallel_size, planned.cards->count);
     planned.cards->count = flags.engine.tensor_parallel_size;
-    planned.device = std::make_unique<PlanningDevice>(
-        planned.cards->card.name, DeviceMemoryInfo{.total = planned.cards->card.memory_bytes,
-                                                   .free = planned.cards->card.memory_bytes});
+    planned.device =
+        std::make_unique<PlanningDevice>(planned.cards->card.name,
+                                         DeviceMemoryInfo{.total = planned.cards->card.memory_bytes,
+                                                          .free = planned.cards->card.memory_bytes},
+                                         planned.cards->card.sm);
   } else {
     NB_TRY(planned.device, open_device(flags.engine));
   }
@@ -97,7 +92,7 @@ Result<Planned> prepare(PlanFlags& flags) {
          activation_for(flags.engine.dtype, *planned.device, planned.cards));
   NB_TRY(const ModelSpec rank, shard(spec, flags.engine.tensor_parallel_size));
   NB_TRY(Model model, Model::shapes(rank, quantization, *planned.device, activation,
-                                    storage_for(flags.engine, planned.cards)));
+                                    dense_storage(flags.engine, *planned.device)));
   planned.model = std::make_unique<Model>(std::move(model));
   if (planned.cards) {
     planned.target = memory_target(*planned.cards, *planned.model);

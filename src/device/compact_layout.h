@@ -15,6 +15,13 @@ inline bool compact_fits(const LinearWeight& on_disk) {
          on_disk.out_features >= 16;
 }
 
+// Up to how many sequences decode faster so, on a GPU whose code is for this compute capability, 0
+// if unknown. On sm_90a tens of tokens have kernels of their own (`nibble bench decode
+// --compact-weights on|off`, docs/performance.md).
+inline int compact_seqs_of(int compute_capability) {
+  return compute_capability < 80 ? 0 : compute_capability == 90 ? 64 : 16;
+}
+
 // Weights outside their row's window that there is room for: one in 256, 1 % of the bytes.
 inline int64_t compact_rest_capacity(const LinearWeight& on_disk) {
   return (on_disk.out_features * on_disk.in_features + 255) / 256;

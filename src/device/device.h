@@ -129,6 +129,8 @@ class Device {
   virtual Result<LinearWeight> prepare_compact(const LinearWeight& on_disk, Arena& arena) {
     return prepare_linear(on_disk, arena);
   }
+  // Up to how many sequences decode faster with weights prepared so than with plain ones.
+  virtual int compact_seqs() const { return 0; }
   // Whether prepare_linear() leaves 16- and 32-bit weights as prepare_tensor() does: then a head
   // that is the embedding needs no second copy.
   virtual bool dense_weights_are_plain() const { return true; }

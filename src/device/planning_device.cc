@@ -36,6 +36,10 @@ Tensor PlanningDevice::prepare_tensor(const Tensor& on_disk, Arena& arena) {
   return arena.tensor(on_disk.dtype, on_disk.shape, "weights");
 }
 
+int PlanningDevice::compact_seqs() const {
+  return compact_seqs_of(compute_capability_);
+}
+
 Result<LinearWeight> PlanningDevice::prepare_compact(const LinearWeight& on_disk, Arena& arena) {
   if (!compact_fits(on_disk)) return prepare_linear(on_disk, arena);
   return place_compact(on_disk, arena);

@@ -13,7 +13,9 @@ namespace nibble {
 // disk, with one scale and, when asymmetric, one 8-bit zero point. allocate() fails; copies abort.
 class PlanningDevice final : public Device {
  public:
-  PlanningDevice(std::string name, DeviceMemoryInfo info) : name_(std::move(name)), info_(info) {}
+  // compute_capability: 70 for sm_70, 0 if unknown.
+  PlanningDevice(std::string name, DeviceMemoryInfo info, int compute_capability = 0)
+      : name_(std::move(name)), info_(info), compute_capability_(compute_capability) {}
 
   std::string name() const override { return name_; }
   Ops& ops() override { return ops_; }
@@ -28,10 +30,12 @@ class PlanningDevice final : public Device {
   Tensor prepare_tensor(const Tensor& on_disk, Arena& arena) override;
   LinearWeight prepare_linear(const LinearWeight& on_disk, Arena& arena) override;
   Result<LinearWeight> prepare_compact(const LinearWeight& on_disk, Arena& arena) override;
+  int compact_seqs() const override;
 
  private:
   std::string name_;
   DeviceMemoryInfo info_;
+  int compute_capability_;
   MeteringOps ops_;
 };
 

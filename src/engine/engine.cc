@@ -678,7 +678,7 @@ Result<std::unique_ptr<Engine>> Engine::start(const ModelDir& dir, const EngineO
                       "counts for several",
                       options.tensor_parallel_size);
   const DeviceMemoryInfo before = device->memory();
-  NB_TRY(Model model, Model::load(dir, *device, dtype, dense_storage(options)));
+  NB_TRY(Model model, Model::load(dir, *device, dtype, dense_storage(options, *device)));
   phases.end("loaded");
   auto engine =
       std::make_unique<EngineImpl>(std::move(device), std::move(model), options, before, phases);

@@ -12,9 +12,10 @@ Result<std::unique_ptr<Device>> open_device(const EngineOptions& options) {
   return open_device(backend, options.num_threads);
 }
 
-DenseStorage dense_storage(const EngineOptions& options) {
-  const bool compact = options.compact_weights == "auto" ? options.max_num_seqs <= kCompactSeqs
-                                                         : options.compact_weights == "on";
+DenseStorage dense_storage(const EngineOptions& options, const Device& device) {
+  const bool compact = options.compact_weights == "auto"
+                           ? options.max_num_seqs <= device.compact_seqs()
+                           : options.compact_weights == "on";
   return compact ? DenseStorage::kCompact : DenseStorage::kPlain;
 }
 

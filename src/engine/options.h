@@ -28,7 +28,7 @@ struct EngineOptions {
   // lifts the limit.
   float kv_cache_auto_trim_ratio = 1.05f;
   // Hold BF16 Linears in 12 bits, without loss, on GPUs that compute with them so. auto: where at
-  // most kCompactSeqs sequences decode at once, which is faster; more are faster with plain ones.
+  // most Device::compact_seqs() sequences decode at once; more are faster with plain ones.
   std::string compact_weights = "auto";
   int num_state_snapshots = -1;  // slots for kept prefixes of hybrid models; -1: from what is left
   int tensor_parallel_size = 1;
@@ -79,7 +79,7 @@ struct EngineOptions {
              "kept recurrent states of prefixes, -1 to choose");
     v.option("compact-weights", &compact_weights,
              "hold bfloat16 weights in 12 bits, without loss, on GPUs that can; auto: for "
-             "max-num-seqs up to 16, where it is faster",
+             "max-num-seqs up to 16, on Hopper up to 64, where it is faster",
              {"auto", "on", "off"});
     v.option("tensor-parallel-size", &tensor_parallel_size, "devices a model is spread over");
     v.option("logprobs-mode", &logprobs_mode,
@@ -109,9 +109,8 @@ struct EngineOptions {
 
 // The device that the options name.
 Result<std::unique_ptr<Device>> open_device(const EngineOptions& options);
-// What the options say about a model's weights.
-constexpr int kCompactSeqs = 16;
-DenseStorage dense_storage(const EngineOptions& options);
+// What the options say about a model's weights on this device.
+DenseStorage dense_storage(const EngineOptions& options, const Device& device);
 // The numbers of sequences for which steps are recorded, rising, at most max_num_seqs; empty for
 // none. Every step of at most the last of them has one that is as large or larger.
 std::vector<int> capture_sizes(const EngineOptions& options);

@@ -131,7 +131,7 @@ class CudaLinear : public testing::Test {
 };
 
 constexpr LinearPath kPaths[] = {LinearPath::kAuto, LinearPath::kSimple, LinearPath::kSkinny,
-                                 LinearPath::kDense};
+                                 LinearPath::kTiles, LinearPath::kDense};
 
 TEST_F(CudaLinear, PreparedWeightsHoldTheValuesOfTheDiskLayout) {
   for (const QuantShape shape :
@@ -296,6 +296,54 @@ TEST_F(CudaLinear, MixedTypes) {
       const DiskWeight disk(random_, pick(1, 60), 256, {4, 128, true, scale_type});
       expect_equal(disk.weight, x_type, pick(1, 20), LinearPath::kAuto);
     }
+}
+
+// Tokens of several tiles, tiles of several thread blocks, last row blocks that are not full,
+// groups of one scale and of several; with an odd number of units another path serves.
+TEST_F(CudaLinear, TilesOfManyTokens) {
+  for (const auto& [out, in, group] :
+       {std::tuple(40, 17408, 128), std::tuple(4099, 1024, 256), std::tuple(8205, 384, 64),
+        std::tuple(270, 640, 32), std::tuple(513, 512, -1), std::tuple(300, 320, 64)})
+    for (const int num_tokens : {17, 40, 100, 290}) {
+      const DType type = num_tokens == 40 ? DType::kF16 : DType::kBF16;
+      const DiskWeight disk(random_, out, in, {4, group, true, type});
+      expect_equal(disk.weight, type, num_tokens, LinearPath::kTiles);
+    }
+  if (cuda::code_capability() < 80) return;
+  for (const int num_tokens : {17, 100, 290}) {
+    const HostTensor values = hard_bfloats(random_, 2051, 896, true);
+    LinearWeight weight;
+    weight.out_features = 2051;
+    weight.in_features = 896;
+    weight.dense = values;
+    expect_equal(weight, DType::kBF16, num_tokens, LinearPath::kTiles, DenseStorage::kCompact);
+  }
+}
+
+// Several weights in one launch have the sums they have alone, but for where thread blocks divide
+// them.
+TEST_F(CudaLinear, SeveralWeightsOfManyTokens) {
+  for (const int num_tokens : {20, 70, 130}) {
+    SCOPED_TRACE(num_tokens);
+    const DeviceTensor x(normal(DType::kBF16, {num_tokens, 1280}));
+    std::vector<Prepared> weights;
+    std::vector<DeviceTensor> outs;
+    std::vector<cuda::LinearLaunch> launches;
+    for (const int out : {1030, 48, 300}) {
+      const DiskWeight disk(random_, out, 1280, {4, 128, true, DType::kBF16});
+      weights.emplace_back(disk.weight);
+      outs.emplace_back(DType::kF32, Shape{num_tokens, out});
+      launches.push_back({x.view().data, cuda::Scalar::kBF16,
+                          cuda::weight_of(weights.back().weight), outs.back().view().data,
+                          cuda::Scalar::kF32, num_tokens});
+    }
+    cuda::launch_linear_group(launches.data(), 3, *workspace_, nullptr);
+    NB_CUDA(cudaDeviceSynchronize());
+    for (size_t i = 0; i < 3; ++i)
+      EXPECT_LE(
+          relative_error(outs[i].floats(), run(x, weights[i], DType::kF32, LinearPath::kAuto)),
+          1e-5);
+  }
 }
 
 // Long rows and many row blocks: thread blocks share rows and hand their sums over.

@@ -150,15 +150,20 @@ TEST(MemoryPlan, SixteenBitLinearsInTwelve) {
 }
 
 TEST(MemoryPlan, CompactWeightsByDefaultForFewSequences) {
-  EngineOptions options;
-  EXPECT_EQ(dense_storage(options), DenseStorage::kCompact);
-  options.max_num_seqs = 17;
-  EXPECT_EQ(dense_storage(options), DenseStorage::kPlain);
-  options.compact_weights = "on";
-  EXPECT_EQ(dense_storage(options), DenseStorage::kCompact);
-  options.max_num_seqs = 1;
-  options.compact_weights = "off";
-  EXPECT_EQ(dense_storage(options), DenseStorage::kPlain);
+  const auto storage = [](const char* wanted, int seqs, int compute_capability) {
+    EngineOptions options;
+    options.compact_weights = wanted;
+    options.max_num_seqs = seqs;
+    return dense_storage(options, PlanningDevice("card", {}, compute_capability));
+  };
+  EXPECT_EQ(storage("auto", 64, 90), DenseStorage::kCompact);
+  EXPECT_EQ(storage("auto", 65, 90), DenseStorage::kPlain);
+  EXPECT_EQ(storage("auto", 16, 89), DenseStorage::kCompact);
+  EXPECT_EQ(storage("auto", 17, 89), DenseStorage::kPlain);
+  for (const int without : {0, 70, 75})
+    EXPECT_EQ(storage("auto", 1, without), DenseStorage::kPlain);
+  EXPECT_EQ(storage("on", 256, 90), DenseStorage::kCompact);
+  EXPECT_EQ(storage("off", 1, 90), DenseStorage::kPlain);
 }
 
 TEST(MemoryPlan, AnIgnoreListOfPatternsMeansTheSameAsOneOfNames) {

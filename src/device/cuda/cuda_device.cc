@@ -228,6 +228,7 @@ class CudaDevice final : public Device {
     return prepared;
   }
 
+  int compact_seqs() const override { return compact_seqs_of(workspace_.compute_capability); }
   Result<LinearWeight> prepare_compact(const LinearWeight& on_disk, Arena& arena) override {
     if (!compact_fits(on_disk) || workspace_.compute_capability < 80)
       return prepare_linear(on_disk, arena);

@@ -48,6 +48,7 @@ enum class LinearPath : uint8_t {
   kAuto,
   kSimple,  // any type, any layout: a warp per output, f32 arithmetic
   kSkinny,  // tensor cores, weights streamed once per 64 tokens: few tokens
+  kTiles,   // tensor cores, weights widened once per 128 tokens: tens to hundreds of tokens
   kDense    // dequantized to 16 bits in pieces, then cuBLASLt: many tokens
 };
 
@@ -118,6 +119,9 @@ bool launch_linear_skinny(const LinearLaunch& args, const Workspace& workspace,
 // All of `parts` in one launch of the few-token kernel.
 bool launch_linear_skinny_group(const LinearLaunch* parts, int count, const Workspace& workspace,
                                 cudaStream_t stream);
+// All of `parts`, which share x, in one launch; one part or several.
+bool launch_linear_tiles(const LinearLaunch* parts, int count, const Workspace& workspace,
+                         cudaStream_t stream);
 bool launch_linear_dense(const LinearLaunch& args, const Workspace& workspace, cudaStream_t stream);
 void launch_linear_simple(const LinearLaunch& args, cudaStream_t stream);
 

@@ -385,6 +385,22 @@ bool describe(const LinearLaunch& args, const Workspace& workspace, SkinnyArgs* 
   return true;
 }
 
+// Several products of one x; false if these kernels do not serve them alike.
+bool describe_parts(const LinearLaunch* parts, int count, const Workspace& workspace,
+                    SkinnyArgs* launches, Kind* kind) {
+  for (int i = 0; i < count; ++i) {
+    Kind own;
+    if (parts[i].num_tokens == 0 || !describe(parts[i], workspace, &launches[i], &own) ||
+        (i > 0 && own != *kind))
+      return false;
+    *kind = own;
+    launches[i].num_tokens = static_cast<int>(parts[i].num_tokens);
+    launches[i].x = parts[i].x;
+    launches[i].out = parts[i].out;
+  }
+  return true;
+}
+
 // Up to kDirectTokens tokens. Packed weights in integers where they can be; of the others, few need
 // deep rings, which fill while short kernels pass; more need their activations from the first-level
 // cache (`nibble bench decode`, docs/performance.md).
@@ -424,21 +440,21 @@ bool launch_linear_skinny(const LinearLaunch& args, const Workspace& workspace,
   return true;
 }
 
+bool launch_linear_tiles(const LinearLaunch* parts, int count, const Workspace& workspace,
+                         cudaStream_t stream) {
+  SkinnyArgs launches[kMostLinearParts] = {};
+  Kind kind = Kind::kDense;
+  return describe_parts(parts, count, workspace, launches, &kind) &&
+         launch_linear_tiles(parts[0].x_type, kind, launches, count, workspace, stream);
+}
+
 bool launch_linear_skinny_group(const LinearLaunch* parts, int count, const Workspace& workspace,
                                 cudaStream_t stream) {
   SkinnyArgs launches[kMostLinearParts] = {};
   Kind kind = Kind::kDense;
-  for (int i = 0; i < count; ++i) {
-    Kind own;
-    if (parts[i].num_tokens > kDirectTokens || parts[i].num_tokens == 0 ||
-        parts[i].path != LinearPath::kAuto || !describe(parts[i], workspace, &launches[i], &own) ||
-        (i > 0 && own != kind))
-      return false;
-    kind = own;
-    launches[i].num_tokens = static_cast<int>(parts[i].num_tokens);
-    launches[i].x = parts[i].x;
-    launches[i].out = parts[i].out;
-  }
+  if (parts[0].num_tokens > kDirectTokens ||
+      !describe_parts(parts, count, workspace, launches, &kind))
+    return false;
   return launch_few(parts[0].x_type, kind, launches, count, parts[0].fixed, true, workspace,
                     stream);
 }

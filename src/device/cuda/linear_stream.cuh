@@ -77,6 +77,11 @@ bool launch_linear_vector(Scalar type, Kind kind, const SkinnyArgs* parts, int c
                           const Workspace& workspace, cudaStream_t stream,
                           const ExpertArgs* experts = nullptr);
 
+// linear_tiles.cu: any number of tokens times packed weights or ones in 12 bits; several products of
+// one x in one launch. False without wgmma, or if the weights or the workspace do not allow it.
+bool launch_linear_tiles(Scalar type, Kind kind, const SkinnyArgs* parts, int count,
+                         const Workspace& workspace, cudaStream_t stream);
+
 // linear_grouped.cu: launch_linear_grouped() of described weights.
 void launch_grouped(Scalar type, Kind kind, const SkinnyArgs* parts, int count,
                     const ExpertArgs& experts, const ExpertPlan& plan, cudaStream_t stream);
@@ -236,6 +241,7 @@ struct Activations {
 template <class T, int kTokenTiles, int kTiles>
 struct Sums {
   static constexpr int kTokens = kTokenTiles;  // in eights
+  static constexpr int kRows = kTiles;         // in sixteens
   float c[kTiles][kTokenTiles][4];
 
   __device__ __forceinline__ void clear() {

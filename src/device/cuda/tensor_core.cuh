@@ -165,6 +165,11 @@ __device__ inline uint64_t panel_descriptor(uint32_t address) {
   return (uint64_t{1} << 62) | (uint64_t{1024 >> 4} << 32) | (uint64_t{1} << 16) |
          ((address & 0x3ffffu) >> 4);
 }
+// The descriptor of what lies `bytes` behind; only the lower half changes, which keeps the sum in
+// one register.
+__device__ inline uint64_t panel_descriptor_at(uint64_t descriptor, uint32_t bytes) {
+  return (descriptor & 0xffffffff00000000u) | (static_cast<uint32_t>(descriptor) + (bytes >> 4));
+}
 
 #define NIBBLE_ACC32(acc)                                                                  \
   "+f"(acc[0][0]), "+f"(acc[0][1]), "+f"(acc[0][2]), "+f"(acc[0][3]), "+f"(acc[1][0]),     \
@@ -212,6 +217,49 @@ __device__ inline void wgmma_64(float (*acc)[4], uint64_t left, uint64_t right) 
                  : NIBBLE_ACC32(acc)
                  : "l"(left), "l"(right));
   }
+#endif
+}
+
+// The same for 32 and 128 columns; the right operand's panel has them as rows.
+template <class T>
+__device__ inline void wgmma_32(float (*acc)[4], const uint32_t (&a)[4], uint64_t right) {
+#if NIBBLE_HAS_WGMMA
+#define NIBBLE_WGMMA(type)                                                           \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32." type "." type           \
+               " {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, "          \
+               "{%16,%17,%18,%19}, %20, 1, 1, 1, 0;"                                 \
+               : "+f"(acc[0][0]), "+f"(acc[0][1]), "+f"(acc[0][2]), "+f"(acc[0][3]), \
+                 "+f"(acc[1][0]), "+f"(acc[1][1]), "+f"(acc[1][2]), "+f"(acc[1][3]), \
+                 "+f"(acc[2][0]), "+f"(acc[2][1]), "+f"(acc[2][2]), "+f"(acc[2][3]), \
+                 "+f"(acc[3][0]), "+f"(acc[3][1]), "+f"(acc[3][2]), "+f"(acc[3][3])  \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(right))
+  if constexpr (std::is_same_v<T, BFloat>) {
+    NIBBLE_WGMMA("bf16");
+  } else {
+    NIBBLE_WGMMA("f16");
+  }
+#undef NIBBLE_WGMMA
+#endif
+}
+template <class T>
+__device__ inline void wgmma_128(float (*acc)[4], const uint32_t (&a)[4], uint64_t right) {
+#if NIBBLE_HAS_WGMMA
+#define NIBBLE_WGMMA(type)                                                        \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type       \
+               " "                                                                \
+               "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"          \
+               "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31," \
+               "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47," \
+               "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}" \
+               ", {%64,%65,%66,%67}, %68, 1, 1, 1, 0;"                            \
+               : NIBBLE_ACC32(acc), NIBBLE_ACC32((acc + 8))                       \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(right))
+  if constexpr (std::is_same_v<T, BFloat>) {
+    NIBBLE_WGMMA("bf16");
+  } else {
+    NIBBLE_WGMMA("f16");
+  }
+#undef NIBBLE_WGMMA
 #endif
 }
 
