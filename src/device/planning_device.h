@@ -8,9 +8,9 @@
 namespace nibble {
 
 // The layout it counts is the CUDA backend's: 16-bit weights as they are, or in 12 bits where that
-// is asked for; 4-bit codes in tiles of
-// 16 rows, with a 16-bit scale and a 16-bit bias for each row and group; other codes packed as on
-// disk, with one scale and, when asymmetric, one 8-bit zero point. allocate() fails; copies abort.
+// is asked for; 4-bit codes in tiles of 16 rows, with a 16-bit scale and a 16-bit bias for each row
+// and group; other codes packed as on disk, with one scale and, when asymmetric, one 8-bit zero
+// point. allocate() fails; copies abort.
 class PlanningDevice final : public Device {
  public:
   // compute_capability: 70 for sm_70, 0 if unknown.
