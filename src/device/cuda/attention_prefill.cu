@@ -198,7 +198,7 @@ __global__ __launch_bounds__(kWgmma ? 256 : 128, 1) void prefill_kernel(Attentio
 #pragma unroll
       for (int step = 0; step < kDim / 16; ++step) {
         const uint32_t at = static_cast<uint32_t>(step / 4 * Shape::kPanelBytes + step % 4 * 32);
-        wgmma_64<M>(s, panel_descriptor(own_queries + at), panel_descriptor(keys + buffer + at));
+        wgmma<M>(s, panel_descriptor(own_queries + at), panel_descriptor(keys + buffer + at));
       }
       wgmma_commit();
     }

@@ -418,9 +418,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r) {
         const uint64_t right = panel_descriptor_at(first, static_cast<uint32_t>(step) * 32);
-        if constexpr (Shape::kTokens == 32) wgmma_32<T>(sums.c[r], now[r][step], right);
-        if constexpr (Shape::kTokens == 64) wgmma_64<T, 0>(sums.c[r], now[r][step], right);
-        if constexpr (Shape::kTokens == 128) wgmma_128<T>(sums.c[r], now[r][step], right);
+        wgmma<T, 0, Shape::kTokens>(sums.c[r], now[r][step], right);
       }
     wgmma_commit();
     wgmma_wait<1>();

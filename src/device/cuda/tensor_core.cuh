@@ -171,95 +171,61 @@ __device__ inline uint64_t panel_descriptor_at(uint64_t descriptor, uint32_t byt
   return (descriptor & 0xffffffff00000000u) | (static_cast<uint32_t>(descriptor) + (bytes >> 4));
 }
 
-#define NIBBLE_ACC32(acc)                                                                  \
+// The accumulators of wgmma as the assembler wants them, half as many as it has columns.
+#define NIBBLE_ACC16(acc)                                                                  \
   "+f"(acc[0][0]), "+f"(acc[0][1]), "+f"(acc[0][2]), "+f"(acc[0][3]), "+f"(acc[1][0]),     \
       "+f"(acc[1][1]), "+f"(acc[1][2]), "+f"(acc[1][3]), "+f"(acc[2][0]), "+f"(acc[2][1]), \
       "+f"(acc[2][2]), "+f"(acc[2][3]), "+f"(acc[3][0]), "+f"(acc[3][1]), "+f"(acc[3][2]), \
-      "+f"(acc[3][3]), "+f"(acc[4][0]), "+f"(acc[4][1]), "+f"(acc[4][2]), "+f"(acc[4][3]), \
-      "+f"(acc[5][0]), "+f"(acc[5][1]), "+f"(acc[5][2]), "+f"(acc[5][3]), "+f"(acc[6][0]), \
-      "+f"(acc[6][1]), "+f"(acc[6][2]), "+f"(acc[6][3]), "+f"(acc[7][0]), "+f"(acc[7][1]), \
-      "+f"(acc[7][2]), "+f"(acc[7][3])
+      "+f"(acc[3][3])
+#define NIBBLE_ACC32(acc) NIBBLE_ACC16(acc), NIBBLE_ACC16((acc + 4))
+#define NIBBLE_ACC64(acc) NIBBLE_ACC32(acc), NIBBLE_ACC32((acc + 8))
 
-#define NIBBLE_ACC32_NAMES                                                                  \
-  "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23," \
-  "%24,%25,%26,%27,%28,%29,%30,%31}"
+#define NIBBLE_NAMES16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
+#define NIBBLE_NAMES32 \
+  NIBBLE_NAMES16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define NIBBLE_NAMES64                                                                        \
+  NIBBLE_NAMES32                                                                              \
+  ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53," \
+  "%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 
-// acc[j] for j = 0..7 are the 64 columns. Left operand in registers.
-template <class T, int kTransposed>
-__device__ inline void wgmma_64(float (*acc)[4], const uint32_t (&a)[4], uint64_t right) {
+// One instruction in the type T of its operands; behind the accumulators `operands`, the inputs.
+#define NIBBLE_WGMMA(columns, names, operands, accumulators, ...)                        \
+  if constexpr (std::is_same_v<T, BFloat>) {                                             \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" columns "k16.f32.bf16.bf16 {" names \
+                 "}, " operands ";"                                                      \
+                 : accumulators                                                          \
+                 : __VA_ARGS__);                                                         \
+  } else {                                                                               \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" columns "k16.f32.f16.f16 {" names   \
+                 "}, " operands ";"                                                      \
+                 : accumulators                                                          \
+                 : __VA_ARGS__);                                                         \
+  }
+
+// acc[j] for j = 0 .. kColumns / 8 - 1 are the columns. Left operand in registers.
+template <class T, int kTransposed, int kColumns = kPanelColumns>
+__device__ inline void wgmma(float (*acc)[4], const uint32_t (&a)[4], uint64_t right) {
+  static_assert(kColumns == 32 || kColumns == 64 || kColumns == 128);
 #if NIBBLE_HAS_WGMMA
-  if constexpr (sizeof(T) == 2 && std::is_same_v<T, BFloat>) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " NIBBLE_ACC32_NAMES
-                 ", {%32,%33,%34,%35}, %36, 1, 1, 1, %37;"
-                 : NIBBLE_ACC32(acc)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(right), "n"(kTransposed));
+  if constexpr (kColumns == 32) {
+    NIBBLE_WGMMA("32", NIBBLE_NAMES16, "{%16,%17,%18,%19}, %20, 1, 1, 1, %21", NIBBLE_ACC16(acc),
+                 "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(right), "n"(kTransposed))
+  } else if constexpr (kColumns == 64) {
+    NIBBLE_WGMMA("64", NIBBLE_NAMES32, "{%32,%33,%34,%35}, %36, 1, 1, 1, %37", NIBBLE_ACC32(acc),
+                 "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(right), "n"(kTransposed))
   } else {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 " NIBBLE_ACC32_NAMES
-                 ", {%32,%33,%34,%35}, %36, 1, 1, 1, %37;"
-                 : NIBBLE_ACC32(acc)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(right), "n"(kTransposed));
+    NIBBLE_WGMMA("128", NIBBLE_NAMES64, "{%64,%65,%66,%67}, %68, 1, 1, 1, %69", NIBBLE_ACC64(acc),
+                 "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(right), "n"(kTransposed))
   }
 #endif
 }
 
-// The same with the left operand in a panel of 64 rows.
+// 64 columns, the left operand in a panel of 64 rows.
 template <class T>
-__device__ inline void wgmma_64(float (*acc)[4], uint64_t left, uint64_t right) {
+__device__ inline void wgmma(float (*acc)[4], uint64_t left, uint64_t right) {
 #if NIBBLE_HAS_WGMMA
-  if constexpr (std::is_same_v<T, BFloat>) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " NIBBLE_ACC32_NAMES
-                 ", %32, %33, 1, 1, 1, 0, 0;"
-                 : NIBBLE_ACC32(acc)
-                 : "l"(left), "l"(right));
-  } else {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 " NIBBLE_ACC32_NAMES
-                 ", %32, %33, 1, 1, 1, 0, 0;"
-                 : NIBBLE_ACC32(acc)
-                 : "l"(left), "l"(right));
-  }
-#endif
-}
-
-// The same for 32 and 128 columns; the right operand's panel has them as rows.
-template <class T>
-__device__ inline void wgmma_32(float (*acc)[4], const uint32_t (&a)[4], uint64_t right) {
-#if NIBBLE_HAS_WGMMA
-#define NIBBLE_WGMMA(type)                                                           \
-  asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32." type "." type           \
-               " {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, "          \
-               "{%16,%17,%18,%19}, %20, 1, 1, 1, 0;"                                 \
-               : "+f"(acc[0][0]), "+f"(acc[0][1]), "+f"(acc[0][2]), "+f"(acc[0][3]), \
-                 "+f"(acc[1][0]), "+f"(acc[1][1]), "+f"(acc[1][2]), "+f"(acc[1][3]), \
-                 "+f"(acc[2][0]), "+f"(acc[2][1]), "+f"(acc[2][2]), "+f"(acc[2][3]), \
-                 "+f"(acc[3][0]), "+f"(acc[3][1]), "+f"(acc[3][2]), "+f"(acc[3][3])  \
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(right))
-  if constexpr (std::is_same_v<T, BFloat>) {
-    NIBBLE_WGMMA("bf16");
-  } else {
-    NIBBLE_WGMMA("f16");
-  }
-#undef NIBBLE_WGMMA
-#endif
-}
-template <class T>
-__device__ inline void wgmma_128(float (*acc)[4], const uint32_t (&a)[4], uint64_t right) {
-#if NIBBLE_HAS_WGMMA
-#define NIBBLE_WGMMA(type)                                                        \
-  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type       \
-               " "                                                                \
-               "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"          \
-               "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31," \
-               "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47," \
-               "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}" \
-               ", {%64,%65,%66,%67}, %68, 1, 1, 1, 0;"                            \
-               : NIBBLE_ACC32(acc), NIBBLE_ACC32((acc + 8))                       \
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(right))
-  if constexpr (std::is_same_v<T, BFloat>) {
-    NIBBLE_WGMMA("bf16");
-  } else {
-    NIBBLE_WGMMA("f16");
-  }
-#undef NIBBLE_WGMMA
+  NIBBLE_WGMMA("64", NIBBLE_NAMES32, "%32, %33, 1, 1, 1, 0, 0", NIBBLE_ACC32(acc), "l"(left),
+               "l"(right))
 #endif
 }
 
@@ -271,9 +237,9 @@ __device__ inline void multiply_step(float (*acc)[4], const uint32_t (&a)[4], ui
                                      int step, int num_pairs = 4) {
   if constexpr (kWgmma) {
     if constexpr (kRight == Right::kRowsAreColumns) {
-      wgmma_64<T, 0>(acc, a, panel_descriptor(panel + static_cast<uint32_t>(step) * 32));
+      wgmma<T, 0>(acc, a, panel_descriptor(panel + static_cast<uint32_t>(step) * 32));
     } else {
-      wgmma_64<T, 1>(acc, a, panel_descriptor(panel + static_cast<uint32_t>(step) * 2048));
+      wgmma<T, 1>(acc, a, panel_descriptor(panel + static_cast<uint32_t>(step) * 2048));
     }
   } else {
     const int lane = static_cast<int>(threadIdx.x) & 31;
