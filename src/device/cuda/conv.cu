@@ -27,6 +27,15 @@ __device__ __forceinline__ void write_gate(const DeltaGatesLaunch& gates, int64_
   gates.beta[i] = rounded<T>(sigmoid(to_float(static_cast<const T*>(gates.b)[i])));
 }
 
+// Those of tokens [begin, end), by a block.
+template <class T>
+__device__ __forceinline__ void write_gates(const DeltaGatesLaunch& gates, int32_t begin,
+                                            int32_t end) {
+  const int64_t heads = gates.num_heads;
+  for (int64_t i = begin * heads + threadIdx.x; i < end * heads; i += kThreads)
+    write_gate<T>(gates, i);
+}
+
 // Grid (channel blocks, runs). kWhole: a run is a whole sequence, and the state is written too; a
 // block past the channels makes the sequence's gates.
 template <class T, bool kWhole>
@@ -35,10 +44,7 @@ __global__ void conv_kernel(ConvLaunch conv, DeviceBatch batch, DeltaGatesLaunch
   const int item = static_cast<int>(blockIdx.y);
   if (kWhole && static_cast<int>(blockIdx.x) * kThreads >= conv.channels) {
     wait_for_previous_kernel();
-    const int64_t heads = gates.num_heads;
-    const int64_t end = batch.query_start[item + 1] * heads;
-    for (int64_t i = batch.query_start[item] * heads + threadIdx.x; i < end; i += kThreads)
-      write_gate<T>(gates, i);
+    write_gates<T>(gates, batch.query_start[item], batch.query_start[item + 1]);
     return;
   }
   const TilePlace place =
@@ -108,6 +114,92 @@ __global__ void conv_kernel(ConvLaunch conv, DeviceBatch batch, DeltaGatesLaunch
   }
 }
 
+// The same for sequences of few tokens and the convolution that models have: a thread owns 4
+// neighbouring channels, so that each of its loads is of 8 or 16 bytes, and its state arrives while
+// x is being made. Grid (channel blocks, num_seqs), gates as above.
+constexpr int kTaps = 4;
+constexpr int kChannels = 4;  // of a thread
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    short_conv_kernel(ConvLaunch conv, DeviceBatch batch, DeltaGatesLaunch gates) {
+  let_next_kernel_start();
+  const auto seq = static_cast<int>(blockIdx.y);
+  const int32_t begin = batch.query_start[seq];
+  const int32_t end = batch.query_start[seq + 1];
+  const bool fresh = batch.state_is_fresh[seq] != 0;
+  const int64_t slot = batch.state_slot[seq];
+  const int block_channels = kThreads * kChannels;
+  if (static_cast<int>(blockIdx.x) * block_channels >= conv.channels) {
+    wait_for_previous_kernel();
+    write_gates<T>(gates, begin, end);
+    return;
+  }
+  const int channel =
+      static_cast<int>(blockIdx.x) * block_channels + static_cast<int>(threadIdx.x) * kChannels;
+  const bool idle = channel >= conv.channels || (begin == end && !fresh);
+  auto* state = reinterpret_cast<uint2*>(static_cast<T*>(conv.state) +
+                                         (slot * conv.channels + channel) * (kTaps - 1));
+  struct alignas(16) Weights {
+    T of[kChannels][kTaps];
+  };
+  struct alignas(8) Window {
+    T of[kChannels][kTaps - 1];
+  };
+  struct alignas(8) Values {
+    T of[kChannels];
+  };
+  constexpr int kWords = sizeof(Window) / sizeof(uint2);
+  Weights weight;
+  Window window;
+  if (!idle) {
+    weight = static_cast<const Weights*>(conv.weight)[channel / kChannels];
+    auto* words = reinterpret_cast<uint2*>(&window);
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) words[i] = fresh ? make_uint2(0, 0) : state[i];
+  }
+  wait_for_previous_kernel();
+  if (idle) return;
+  const int part = channel < conv.end[0] ? 0 : channel < conv.end[1] ? 1 : 2;
+  const int32_t first = part == 0 ? 0 : conv.end[part - 1];
+  const int64_t width = (part == 2 ? conv.channels : conv.end[part]) - first;
+  T* out = static_cast<T*>(part == 0   ? conv.out[0]
+                           : part == 1 ? conv.out[1]
+                                       : conv.out[2]) +
+           (channel - first);
+  for (int32_t token = begin; token < end; ++token) {
+    const Values x = *reinterpret_cast<const Values*>(
+        static_cast<const T*>(conv.x) + static_cast<int64_t>(token) * conv.channels + channel);
+    Values result;
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) {
+      float sum = 0;
+#pragma unroll
+      for (int i = 0; i < kTaps - 1; ++i)
+        sum += to_float(window.of[c][i]) * to_float(weight.of[c][i]);
+      sum += to_float(x.of[c]) * to_float(weight.of[c][kTaps - 1]);
+      const float convolved = rounded<T>(sum);
+      result.of[c] = Round<T>::of(convolved * sigmoid(convolved));
+#pragma unroll
+      for (int i = 0; i < kTaps - 2; ++i) window.of[c][i] = window.of[c][i + 1];
+      window.of[c][kTaps - 2] = x.of[c];
+    }
+    *reinterpret_cast<Values*>(out + token * width) = result;
+  }
+  const auto* words = reinterpret_cast<const uint2*>(&window);
+#pragma unroll
+  for (int i = 0; i < kWords; ++i) state[i] = words[i];
+}
+
+// Whether it serves: all addresses and widths are multiples of a thread's channels.
+bool is_short_conv(const ConvLaunch& conv) {
+  const auto aligned = [](const void* at) { return reinterpret_cast<uintptr_t>(at) % 16 == 0; };
+  return conv.kernel == kTaps && conv.weight_type == conv.type && conv.channels % kChannels == 0 &&
+         conv.end[0] % kChannels == 0 && conv.end[1] % kChannels == 0 && aligned(conv.x) &&
+         aligned(conv.weight) && aligned(conv.state) && aligned(conv.out[0]) &&
+         aligned(conv.out[1]) && aligned(conv.out[2]);
+}
+
 // The newest inputs of each sequence into its state. Grid (channel blocks, num_seqs).
 template <class T>
 __global__ void conv_state_kernel(ConvLaunch conv, DeviceBatch batch) {
@@ -142,18 +234,25 @@ __global__ void gates_kernel(DeltaGatesLaunch gates) {
   if (i < static_cast<int64_t>(gates.num_tokens) * gates.num_heads) write_gate<T>(gates, i);
 }
 
+unsigned blocks_of(int32_t channels, int a_block) {
+  return static_cast<unsigned>((channels + a_block - 1) / a_block);
+}
+
 // `gates` may be null.
 void launch_conv(const ConvLaunch& conv, const DeltaGatesLaunch* gates, const DeviceBatch& batch,
                  const Workspace& workspace, cudaStream_t stream) {
   if (batch.num_tokens == 0 || batch.num_seqs == 0) return;
-  const auto blocks = static_cast<unsigned>((conv.channels + kThreads - 1) / kThreads);
+  const auto blocks = blocks_of(conv.channels, kThreads);
   const auto seqs = static_cast<unsigned>(batch.num_seqs);
   const int capability = workspace.compute_capability;
   with_type(conv.type, [&](auto type) {
     using T = typename decltype(type)::type;
     if (batch.num_tokens <= 8 * batch.num_seqs) {
-      launch_overlapped(conv_kernel<T, true>, dim3(gates == nullptr ? blocks : blocks + 1, seqs),
-                        kThreads, 0, stream, capability, conv, batch,
+      const bool wide = is_short_conv(conv);
+      const auto columns = wide ? blocks_of(conv.channels, kThreads * kChannels) : blocks;
+      auto* kernel = wide ? &short_conv_kernel<T> : &conv_kernel<T, true>;
+      launch_overlapped(kernel, dim3(gates == nullptr ? columns : columns + 1, seqs), kThreads, 0,
+                        stream, capability, conv, batch,
                         gates == nullptr ? DeltaGatesLaunch{} : *gates);
       return;
     }

@@ -64,9 +64,12 @@ __global__ __launch_bounds__(256) void recurrent_kernel(Rule rule, int32_t longe
   const int32_t count = rule.batch.query_start[seq + 1] - begin;
   const int64_t slot = rule.batch.state_slot[seq];
   const bool fresh = rule.batch.state_is_fresh[seq] != 0;
-  wait_for_previous_kernel();
   // A fresh sequence without tokens still has its state cleared.
-  if (count > longest || (count == 0 && !fresh)) return;
+  const bool idle = count > longest || (count == 0 && !fresh);
+  if (idle) {
+    wait_for_previous_kernel();
+    return;
+  }
   const int head = static_cast<int>(blockIdx.y);
   const int key_head = head / (rule.num_v_heads / rule.num_k_heads);
   const int tid = static_cast<int>(threadIdx.x);
@@ -89,6 +92,7 @@ __global__ __launch_bounds__(256) void recurrent_kernel(Rule rule, int32_t longe
       s[p] =
           *reinterpret_cast<const float4*>(state + (first_row + p * kRowsPerPass) * kDim + column);
   }
+  wait_for_previous_kernel();
 
   for (int32_t i = 0; i < count; ++i) {
     const int64_t token = begin + i;

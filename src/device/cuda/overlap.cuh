@@ -9,7 +9,9 @@ namespace nibble::cuda {
 
 // Before this returns, nothing that an earlier kernel writes may be read, and nothing that an
 // earlier kernel reads may be written. Weights may, positions and the arrays of a DeviceBatch: only
-// copies write them, and a copy waits for all kernels before it and holds up all after it.
+// copies write them, and a copy waits for all kernels before it and holds up all after it. So may
+// the states of linear attention: one operation of a step writes those of a layer, and each step
+// begins with such copies. Whoever repeats an operation on the same states must copy in between.
 __device__ __forceinline__ void wait_for_previous_kernel() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
