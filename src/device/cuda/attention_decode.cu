@@ -403,9 +403,10 @@ __global__ __launch_bounds__(32 * kWarps) void decode_kernel(AttentionParams par
 #endif
 }
 
-// Grid (rows, num_kv_heads, items), a thread per dim and quarter of the parts: reading one part
-// after the other is what takes the time.
+// Grid (rows, num_kv_heads, items), a thread per dim and, of many parts, per quarter of them:
+// reading one part after the other is what takes the time.
 constexpr int kMergers = 4;
+constexpr int kManySplits = 16;
 __global__ void __launch_bounds__(256 * kMergers)
     merge_kernel(AttentionParams params, Tiling tiling, int num_splits, int rows_per_item) {
   __shared__ float weights[kMostSplits];
@@ -426,12 +427,13 @@ __global__ void __launch_bounds__(256 * kMergers)
   const int kv_head = static_cast<int>(blockIdx.y);
   const int dim = static_cast<int>(threadIdx.x);
   const auto merger = static_cast<int>(threadIdx.y);
+  const auto mergers = static_cast<int>(blockDim.y);
   const int64_t first =
       (static_cast<int64_t>(blockIdx.z) * args.num_kv_heads + kv_head) * num_splits;
   const int32_t length = split_length(visible, num_splits);
   const int parts = min(num_splits, (visible + length - 1) / length);
   for (int part = merger * static_cast<int>(blockDim.x) + dim; part < parts;
-       part += kMergers * static_cast<int>(blockDim.x)) {
+       part += mergers * static_cast<int>(blockDim.x)) {
     const Partial partial =
         partial_of(params.workspace.scratch, first + part, rows_per_item, args.head_dim);
     weights[part] = partial.stats[2 * row];
@@ -448,7 +450,7 @@ __global__ void __launch_bounds__(256 * kMergers)
       row * args.head_dim + dim;
   const int64_t stride = static_cast<int64_t>(rows_per_item) * (args.head_dim + 2);
 #pragma unroll 8
-  for (int part = merger; part < parts; part += kMergers) {
+  for (int part = merger; part < parts; part += mergers) {
     const float weight = exp2f(weights[part] - peak);
     sum += weight * sums[part];
     value += weight * values[part * stride];
@@ -460,8 +462,7 @@ __global__ void __launch_bounds__(256 * kMergers)
   const int64_t first_dim =
       (token * args.num_heads + kv_head * params.group + row % params.group) * args.head_dim;
   if (merger == 0) {
-#pragma unroll
-    for (int other = 1; other < kMergers; ++other) {
+    for (int other = 1; other < mergers; ++other) {
       value += shares[other][0][dim];
       sum += shares[other][1][dim];
     }
@@ -504,8 +505,9 @@ AttentionEnd launch_shape(const AttentionParams& params, const Tiling& tiling, i
                     kShared, stream, capability, params, tiling);
   if (splits > 1) {
     const auto rows = static_cast<unsigned>(std::min(kRows, tiling.tile_tokens * params.group));
-    launch_overlapped(merge_kernel, dim3(rows, kv_heads, items), dim3(kDim, kMergers), 0, stream,
-                      capability, params, tiling, static_cast<int>(splits), kRows);
+    launch_overlapped(merge_kernel, dim3(rows, kv_heads, items),
+                      dim3(kDim, splits < kManySplits ? 1 : kMergers), 0, stream, capability,
+                      params, tiling, static_cast<int>(splits), kRows);
   }
   if (args.gate == nullptr) return AttentionEnd::kAttended;
   return splits > 1 && args.fixed.digits != nullptr ? AttentionEnd::kGatedAndFixed

@@ -9,6 +9,7 @@ namespace nibble::cuda {
 namespace {
 
 constexpr int kThreads = 512;
+constexpr int kAhead = 8;  // values a thread asks for at once
 
 struct alignas(16) Part {
   float largest;
@@ -42,15 +43,24 @@ __global__ void part_kernel(ArgmaxLaunch args, Part* parts) {
   const int end = min(args.vocab_size, begin + per_part);
   const float* row = args.logits + static_cast<int64_t>(blockIdx.y) * args.vocab_size;
   Part own{-INFINITY, INT32_MAX, 0, 0};
-  for (int i = begin + static_cast<int>(threadIdx.x); i < end; i += kThreads) {
-    const float x = row[i];
-    if (x > own.largest) {
-      own.sum = own.sum * expf(own.largest - x) + 1;
-      own.largest = x;
-      own.index = i;
-    } else if (x > -INFINITY) {
-      own.sum += expf(x - own.largest);
+  for (int first = begin + static_cast<int>(threadIdx.x); first < end; first += kThreads * kAhead) {
+    float x[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int at = first + i * kThreads;
+      x[i] = at < end ? row[at] : -INFINITY;
+      if (!(x[i] > -INFINITY)) x[i] = -INFINITY;  // NaN is not chosen
     }
+    Part part{-INFINITY, INT32_MAX, 0, 0};
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i)
+      if (x[i] > part.largest) part.largest = x[i], part.index = first + i * kThreads;
+    if (part.largest > -INFINITY) {
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i)
+        part.sum += x[i] == part.largest ? 1.0f : expf(x[i] - part.largest);
+    }
+    own = merge(own, part);
   }
   own = warp_merge(own);
   __shared__ Part warps[kThreads / 32];

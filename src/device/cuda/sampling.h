@@ -19,7 +19,7 @@ struct ArgmaxLaunch {
   float* logprobs;
 };
 // Takes num_rows * kArgmaxParts * 16 bytes of scratch.
-constexpr int kArgmaxParts = 16;
+constexpr int kArgmaxParts = 32;
 void launch_argmax(const ArgmaxLaunch& argmax, const Workspace& workspace, cudaStream_t stream);
 
 }  // namespace nibble::cuda
