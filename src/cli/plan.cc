@@ -193,8 +193,8 @@ Result<int> print_roofline(const PlanFlags& flags, const Planned& planned) {
   NB_TRY(std::vector<RooflinePoint> points,
          decode_roofline(*planned.model, *planned.cards, kv, batches, contexts));
   NB_TRY(const std::vector<RooflinePoint> prefill,
-         prefill_roofline(*planned.model, *planned.cards, kv, flags.engine.max_num_batched_tokens,
-                          lengths));
+         prefill_roofline(*planned.model, *planned.cards, kv,
+                          batched_tokens(flags.engine, planned.target.is_host), lengths));
   points.insert(points.end(), prefill.begin(), prefill.end());
   const std::string text = flags.json ? dump_json(roofline_json(*planned.cards, points)) + "\n"
                                       : roofline_text(*planned.cards, points);

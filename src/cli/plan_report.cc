@@ -166,7 +166,7 @@ std::vector<std::string> serve_flags(const PlanReport& report) {
   std::vector<std::string> flags = {
       format("--max-model-len {}", report.plan.max_model_len),
       format("--max-num-seqs {}", o.max_num_seqs),
-      format("--max-num-batched-tokens {}", o.max_num_batched_tokens),
+      format("--max-num-batched-tokens {}", report.plan.max_num_batched_tokens),
       format("--gpu-memory-utilization {:g}", o.gpu_memory_utilization),
       format("--kv-cache-dtype {}", o.kv_cache_dtype)};
   if (o.tensor_parallel_size > 1)

@@ -121,9 +121,10 @@ Status check(const ServeOptions& options) {
         format("--host {} is reachable from other machines and no key is set; give "
                "--api-key KEY, or --insecure to serve everyone",
                options.host));
-  if (options.engine.max_num_seqs > options.engine.max_num_batched_tokens)
-    return wrong(format("--max-num-batched-tokens {}: must be at least --max-num-seqs {}",
-                        options.engine.max_num_batched_tokens, options.engine.max_num_seqs));
+  const int tokens = options.engine.max_num_batched_tokens;
+  if (tokens > 0 && options.engine.max_num_seqs > tokens)
+    return wrong(format("--max-num-batched-tokens {}: must be at least --max-num-seqs {}", tokens,
+                        options.engine.max_num_seqs));
   return {};
 }
 

@@ -49,7 +49,10 @@ Status check(const EngineOptions& options, const ModelSpec& spec) {
     return make_error(ErrorCode::kInvalidArgument, "--{} {}: must be 1 or more", flag, value);
   };
   NB_TRY_STATUS(at_least_one("max-num-seqs", options.max_num_seqs));
-  NB_TRY_STATUS(at_least_one("max-num-batched-tokens", options.max_num_batched_tokens));
+  if (options.max_num_batched_tokens < 0)
+    return make_error(ErrorCode::kInvalidArgument,
+                      "--max-num-batched-tokens {}: must be 1 or more, or 0 to choose",
+                      options.max_num_batched_tokens);
   NB_TRY_STATUS(at_least_one("block-size", options.block_size));
   const float share = options.gpu_memory_utilization;
   if (!(share > 0 && share <= 1))
@@ -305,7 +308,7 @@ Result<MemoryPlan> count_memory(const Model& model, const EngineOptions& options
   plan.activation_dtype = model.activation_dtype();
   NB_TRY(plan.caches.kv_dtype, parse_kv_cache_dtype(options.kv_cache_dtype, plan.activation_dtype));
   plan.max_num_seqs = options.max_num_seqs;
-  plan.max_num_batched_tokens = std::max(options.max_num_batched_tokens, options.max_num_seqs);
+  plan.max_num_batched_tokens = batched_tokens(options, target.is_host);
   plan.caches.block_size = options.block_size;
   plan.caches.num_state_slots = plan.max_num_seqs;
   plan.host_tier = host_tier(options, spec, plan);
@@ -423,9 +426,9 @@ std::vector<PlanChange> cheapest_changes(const Model& model, const EngineOptions
     changed.gpu_memory_utilization = 0.95f;
     consider(changed, "--gpu-memory-utilization 0.95", "less for other programs");
   }
-  if (options.max_num_batched_tokens > 256) {
+  if (plan.max_num_batched_tokens > 256) {
     EngineOptions changed = options;
-    changed.max_num_batched_tokens = std::max(256, options.max_num_batched_tokens / 2);
+    changed.max_num_batched_tokens = std::max(256, plan.max_num_batched_tokens / 2);
     consider(changed, format("--max-num-batched-tokens {}", changed.max_num_batched_tokens),
              "slower prompts");
   }

@@ -19,6 +19,13 @@ DenseStorage dense_storage(const EngineOptions& options, const Device& device) {
   return compact ? DenseStorage::kCompact : DenseStorage::kPlain;
 }
 
+int batched_tokens(const EngineOptions& options, bool on_host) {
+  const int tokens = options.max_num_batched_tokens > 0 ? options.max_num_batched_tokens
+                     : on_host                          ? 512
+                                                        : 2048;
+  return std::max(tokens, options.max_num_seqs);
+}
+
 std::vector<int> capture_sizes(const EngineOptions& options) {
   if (options.enforce_eager || options.cudagraph_mode == "none") return {};
   std::vector<int> sizes;

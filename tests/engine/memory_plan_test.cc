@@ -320,7 +320,7 @@ TEST(MemoryPlan, HoldsItsLawsForAnyFlags) {
     EngineOptions options;
     options.max_model_len = pick(0, 3) == 0 ? -1 : pick(1, most);
     options.max_num_seqs = pick(1, 40);
-    options.max_num_batched_tokens = pick(1, 8192);
+    options.max_num_batched_tokens = pick(0, 8192);
     options.block_size = 1 << pick(3, 7);
     options.gpu_memory_utilization = static_cast<float>(pick(60, 100)) / 100;
     options.kv_cache_dtype = pick(0, 1) == 0 ? "fp8" : "auto";

@@ -62,5 +62,17 @@ TEST(PlainGreedy, IsWhatTheSamplerWouldTakeUntouched) {
   EXPECT_FALSE(with([](SamplingParams& p) { p.thinking_token_budget = 5; }));
 }
 
+TEST(EngineOptions, StepsOfAGpuTakeMoreTokensWhereNothingIsAsked) {
+  EngineOptions options;
+  EXPECT_EQ(batched_tokens(options, true), 512);
+  EXPECT_EQ(batched_tokens(options, false), 2048);
+  options.max_num_seqs = 4096;  // one token of each must fit
+  EXPECT_EQ(batched_tokens(options, true), 4096);
+  EXPECT_EQ(batched_tokens(options, false), 4096);
+  options = {.max_num_batched_tokens = 100};
+  EXPECT_EQ(batched_tokens(options, true), 100);
+  EXPECT_EQ(batched_tokens(options, false), 100);
+}
+
 }  // namespace
 }  // namespace nibble
