@@ -1,24 +1,18 @@
-// What the kernels that stream a weight through the tensor cores share: their arguments,
-// asynchronous copies into a ring that only one warp touches, and a warp's view of one unit (64
-// inputs) of a row tile (16 outputs) as operands of mma.m16n8k16. Layouts: linear.h.
+// What the kernels that stream a weight through the tensor cores share: asynchronous copies into a
+// ring that only one warp touches, and a warp's view of one unit (64 inputs) of a row tile (16
+// outputs) as operands of mma.m16n8k16. Layouts: linear.h.
 //
 // Dequantization is (magic | nibble) - zero exactly, times scale rounded once, both on pairs.
 #pragma once
 
 #include "device/cuda/cluster.cuh"
 #include "device/cuda/compact.cuh"
-#include "device/cuda/fixed_rows.h"
-#include "device/cuda/linear.h"
+#include "device/cuda/linear_kernels.h"
 #include "device/cuda/scalar.cuh"
 
 namespace nibble::cuda {
 
 constexpr int kWarps = 8;
-constexpr int kUnit = 64;
-constexpr int kRingTokens = 8;     // most that launch_linear_vector takes
-constexpr int kDirectTokens = 16;  // ... and launch_linear_direct
-
-enum class Kind { kW4, kW4Group32, kDense, kCompact };
 
 // Vectors of 16 bytes a lane takes of one unit of a row tile; units of packed kinds lie together.
 template <Kind kind>
@@ -32,65 +26,6 @@ constexpr int kUnitScales = kind == Kind::kW4          ? 1
                                                        : 0;
 template <Kind kind>
 constexpr bool kHasScales = kUnitScales<kind> != 0;
-
-struct SkinnyArgs {
-  const void* x;
-  const void* values;
-  const void* scale;
-  const CompactRow* rows;
-  const uint32_t* rest;
-  void* out;
-  bool out_is_float;
-  int num_tokens;
-  int64_t out_features;
-  int64_t in_features;
-  int row_tiles;              // ceil(out / 16)
-  int units_per_row;          // in / 64
-  int units_per_group;        // kW4
-  int group_shift;            // its logarithm; negative if it is no power of two
-  uint32_t group_reciprocal;  // floor(2^31 / units_per_group)
-  int64_t num_groups;
-  int units;            // of the whole weight
-  int units_per_block;  // the piece of a thread block
-  float* partials;
-  uint32_t* counters;
-};
-
-// Where a product's weights are those of experts, see ExpertsLaunch: num_tokens is 1, and each pair
-// has row tiles of its own.
-struct ExpertArgs {
-  const int32_t* experts;
-  int num_pairs;
-  int pairs_per_row;
-  int64_t values_apart[2];  // by part
-  int64_t scales_apart[2];
-};
-
-// linear_direct.cu: up to kDirectTokens tokens; several products of one x in one launch, `count` at
-// most kMostLinearParts. False if the groups are of different sizes.
-bool launch_linear_direct(Scalar type, Kind kind, const SkinnyArgs* parts, int count,
-                          const Workspace& workspace, cudaStream_t stream);
-// linear_vector.cu: up to kRingTokens tokens; several products of one x in one launch, `count` at
-// most kMostLinearParts. False if the groups are of an odd size or, in several, of different ones.
-// With `experts`, of at most two products.
-bool launch_linear_vector(Scalar type, Kind kind, const SkinnyArgs* parts, int count,
-                          const Workspace& workspace, cudaStream_t stream,
-                          const ExpertArgs* experts = nullptr);
-
-// linear_tiles.cu: any number of tokens times packed weights or ones in 12 bits; several products of
-// one x in one launch. False without wgmma, or if the weights or the workspace do not allow it.
-bool launch_linear_tiles(Scalar type, Kind kind, const SkinnyArgs* parts, int count,
-                         const Workspace& workspace, cudaStream_t stream);
-
-// linear_grouped.cu: launch_linear_grouped() of described weights.
-void launch_grouped(Scalar type, Kind kind, const SkinnyArgs* parts, int count,
-                    const ExpertArgs& experts, const ExpertPlan& plan, cudaStream_t stream);
-
-// linear_fixed.cu: up to kFixedTokens tokens times packed weights in groups of 128 or more; several
-// products of one x in one launch. `ready`: x in that form, or without digits, which are then made.
-// False if the weights or the workspace do not allow it.
-bool launch_linear_fixed(Scalar type, const SkinnyArgs* parts, int count, const FixedRows& ready,
-                         const Workspace& workspace, cudaStream_t stream);
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
 #define NB_SKINNY_CODE 1
