@@ -36,6 +36,22 @@ __device__ __forceinline__ void write_gates(const DeltaGatesLaunch& gates, int32
     write_gate<T>(gates, i);
 }
 
+// Where a channel goes.
+template <class T>
+struct OutputOf {
+  T* first;
+  int64_t width;  // from one token to the next
+
+  __device__ __forceinline__ OutputOf(const ConvLaunch& conv, int channel) {
+    const int part = channel < conv.end[0] ? 0 : channel < conv.end[1] ? 1 : 2;
+    const int32_t begin = part == 0 ? 0 : conv.end[part - 1];
+    width = (part == 2 ? conv.channels : conv.end[part]) - begin;
+    void* out = part == 0 ? conv.out[0] : part == 1 ? conv.out[1] : conv.out[2];
+    first = static_cast<T*>(out) + (channel - begin);
+  }
+  __device__ __forceinline__ T* at(int32_t token) const { return first + token * width; }
+};
+
 // Grid (channel blocks, runs). kWhole: a run is a whole sequence, and the state is written too; a
 // block past the channels makes the sequence's gates.
 template <class T, bool kWhole>
@@ -87,13 +103,7 @@ __global__ void conv_kernel(ConvLaunch conv, DeviceBatch batch, DeltaGatesLaunch
       window[i + 1] = to_float(state[history - (seq_begin - token)]);
     }
   }
-  const int part = channel < conv.end[0] ? 0 : channel < conv.end[1] ? 1 : 2;
-  const int32_t first = part == 0 ? 0 : conv.end[part - 1];
-  const int64_t width = (part == 2 ? conv.channels : conv.end[part]) - first;
-  T* out = static_cast<T*>(part == 0   ? conv.out[0]
-                           : part == 1 ? conv.out[1]
-                                       : conv.out[2]) +
-           (channel - first);
+  const OutputOf<T> out(conv, channel);
   for (int32_t token = begin; token < end; ++token) {
     const int64_t at = static_cast<int64_t>(token) * conv.channels + channel;
     float sum = 0;
@@ -103,7 +113,7 @@ __global__ void conv_kernel(ConvLaunch conv, DeviceBatch batch, DeltaGatesLaunch
 #pragma unroll
     for (int i = 0; i < kMostTaps; ++i) sum += window[i] * weight[i];
     const float convolved = rounded<T>(sum);
-    out[token * width] = Round<T>::of(convolved * sigmoid(convolved));
+    *out.at(token) = Round<T>::of(convolved * sigmoid(convolved));
   }
   if (kWhole) {
 #pragma unroll
@@ -160,13 +170,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   wait_for_previous_kernel();
   if (idle) return;
-  const int part = channel < conv.end[0] ? 0 : channel < conv.end[1] ? 1 : 2;
-  const int32_t first = part == 0 ? 0 : conv.end[part - 1];
-  const int64_t width = (part == 2 ? conv.channels : conv.end[part]) - first;
-  T* out = static_cast<T*>(part == 0   ? conv.out[0]
-                           : part == 1 ? conv.out[1]
-                                       : conv.out[2]) +
-           (channel - first);
+  const OutputOf<T> out(conv, channel);
   for (int32_t token = begin; token < end; ++token) {
     const Values x = *reinterpret_cast<const Values*>(
         static_cast<const T*>(conv.x) + static_cast<int64_t>(token) * conv.channels + channel);
@@ -184,7 +188,7 @@ __global__ void __launch_bounds__(kThreads)
       for (int i = 0; i < kTaps - 2; ++i) window.of[c][i] = window.of[c][i + 1];
       window.of[c][kTaps - 2] = x.of[c];
     }
-    *reinterpret_cast<Values*>(out + token * width) = result;
+    *reinterpret_cast<Values*>(out.at(token)) = result;
   }
   const auto* words = reinterpret_cast<const uint2*>(&window);
 #pragma unroll
