@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/host_limits.h"
 #include "base/log.h"
 
 namespace nibble {
@@ -58,8 +59,7 @@ struct ThreadPool::State {
 };
 
 ThreadPool::ThreadPool(int num_threads) : state_(std::make_unique<State>()) {
-  if (num_threads <= 0)
-    num_threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  if (num_threads <= 0) num_threads = usable_threads();
   try {
     for (int i = 1; i < num_threads; ++i)
       state_->workers.emplace_back([state = state_.get()] { state->work(); });

@@ -9,7 +9,7 @@ namespace nibble {
 
 class ThreadPool {
  public:
-  // `num_threads` counts the calling thread; 0 means one per hardware thread.
+  // `num_threads` counts the calling thread; 0 means usable_threads().
   explicit ThreadPool(int num_threads = 0);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;

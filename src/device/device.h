@@ -50,6 +50,8 @@ struct DeviceMemoryInfo {
   size_t free = 0;  // may be taken now; other processes' memory is not in it
   // The host's own memory: weights stay in mapped files, and other programs come and go.
   bool is_host = false;
+  // `total` is what a container or service manager allows this process, less than there is.
+  bool is_limit = false;
   // What this process held of it before the first allocate(): driver context, code, and the
   // workspace that the device keeps for its operations. Not part of `free`.
   size_t held = 0;

@@ -13,24 +13,22 @@
 #include <vector>
 
 #include "base/format.h"
+#include "base/host_limits.h"
 
 namespace nibble {
 
 DeviceMemoryInfo HostDevice::memory() const {
   DeviceMemoryInfo info;
   info.is_host = true;
-  std::ifstream meminfo("/proc/meminfo");
-  std::string key;
-  std::string unit;
-  size_t kib = 0;
-  while (meminfo >> key >> kib >> unit) {
-    if (key == "MemTotal:") info.total = kib * 1024;
-    if (key == "MemAvailable:") info.free = kib * 1024;
-  }
+  const HostLimits limits = host_limits();
+  info.total = limits.memory.total;
+  info.free = limits.memory.free;
+  info.is_limit = limits.memory_is_limit;
   return info;
 }
 
 std::string HostDevice::memory_holders() const {
+  if (host_limits().memory_is_limit) return "";  // what others hold is not counted against it
   struct Holder {
     size_t bytes;
     std::string text;

@@ -197,7 +197,7 @@ int snapshot_slots(const EngineOptions& options, const ModelSpec& spec, const Me
 
 MemoryTarget memory_target(const Device& device, const DeviceMemoryInfo& before) {
   MemoryTarget target;
-  target.name = device.name();
+  target.name = device.name() + (before.is_limit ? " (memory limit of its control group)" : "");
   target.total_bytes = before.total;
   target.free_bytes = before.free + before.held;
   target.is_host = before.is_host;

@@ -6,7 +6,10 @@
 #include <limits>
 #include <numeric>
 
+#include "base/file.h"
+#include "base/format.h"
 #include "base/hash.h"
+#include "base/host_limits.h"
 #include "base/json.h"
 #include "base/options.h"
 #include "base/pattern.h"
@@ -256,6 +259,86 @@ TEST(Options, TheCommandLineGoesBeforeTheFileAndTheFileBeforeTheEnvironment) {
   EXPECT_EQ(key, "secret");
   EXPECT_THAT(names, testing::ElementsAre("a", "b"));
   EXPECT_FALSE(eager);
+}
+
+// A machine of 64 GiB, 40 of them free, with the given files below /.
+class Machine {
+ public:
+  Machine() {
+    write("proc/meminfo",
+          "MemTotal:       67108864 kB\nMemFree: 1 kB\nHugePages_Total:       0\n"
+          "MemAvailable:   41943040 kB\n");
+  }
+  void write(const std::string& path, const std::string& text) {
+    const fs::path file = dir_.path() / path;
+    fs::create_directories(file.parent_path());
+    ASSERT_TRUE(write_file_durably(file, text).has_value());
+  }
+  HostLimits limits() const { return host_limits(dir_.path()); }
+
+ private:
+  test::TempDir dir_;
+};
+
+constexpr size_t kGiB = size_t{1} << 30;
+
+TEST(HostLimits, AreTheMachinesWithoutControlGroups) {
+  Machine machine;
+  HostLimits limits = machine.limits();
+  EXPECT_EQ(limits.memory.total, 64 * kGiB);
+  EXPECT_EQ(limits.memory.free, 40 * kGiB);
+  EXPECT_FALSE(limits.memory_is_limit);
+  EXPECT_EQ(usable_threads(12, limits), 12);
+  machine.write("proc/self/cgroup", "0::/user.slice\n");
+  machine.write("sys/fs/cgroup/user.slice/memory.max", "max\n");
+  machine.write("sys/fs/cgroup/user.slice/cpu.max", "max 100000\n");
+  limits = machine.limits();
+  EXPECT_EQ(limits.memory.total, 64 * kGiB);
+  EXPECT_FALSE(limits.memory_is_limit);
+  EXPECT_EQ(usable_threads(12, limits), 12);
+  EXPECT_EQ(usable_threads(0, limits), 1);  // hardware_concurrency() may not know
+}
+
+TEST(HostLimits, OfVersion2HoldForAllBelow) {
+  Machine machine;
+  machine.write("proc/self/cgroup", "0::/system.slice/nibble.service\n");
+  const std::string slice = "sys/fs/cgroup/system.slice/";
+  machine.write(slice + "memory.max", std::to_string(8 * kGiB));
+  machine.write(slice + "memory.current", std::to_string(7 * kGiB));
+  machine.write(slice + "memory.stat",
+                format("anon 1\nactive_file {}\ninactive_file {}\n", kGiB, 2 * kGiB));
+  machine.write(slice + "cpu.max", "150000 100000\n");
+  machine.write(slice + "nibble.service/memory.max", std::to_string(16 * kGiB));
+  machine.write(slice + "nibble.service/memory.current", std::to_string(kGiB));
+  machine.write(slice + "nibble.service/cpu.max", "400000 100000\n");
+  const HostLimits limits = machine.limits();
+  EXPECT_EQ(limits.memory.total, 8 * kGiB);
+  EXPECT_EQ(limits.memory.free, 4 * kGiB);  // 7 are held, 3 of them in files' pages
+  EXPECT_TRUE(limits.memory_is_limit);
+  EXPECT_EQ(usable_threads(12, limits), 2);
+  EXPECT_EQ(usable_threads(1, limits), 1);
+}
+
+TEST(HostLimits, OfVersion1HoldInsideAContainerToo) {
+  Machine machine;
+  // The container's own group is the root of its mount.
+  machine.write("proc/self/cgroup", "4:memory:/docker/4711\n3:cpu,cpuacct:/docker/4711\n0::/\n");
+  machine.write("sys/fs/cgroup/memory/memory.limit_in_bytes", std::to_string(2 * kGiB));
+  machine.write("sys/fs/cgroup/memory/memory.usage_in_bytes", std::to_string(kGiB));
+  machine.write("sys/fs/cgroup/memory/memory.stat",
+                format("active_file 7\ntotal_inactive_file {}\n", kGiB / 2));
+  machine.write("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "300000");
+  machine.write("sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000");
+  HostLimits limits = machine.limits();
+  EXPECT_EQ(limits.memory.total, 2 * kGiB);
+  EXPECT_EQ(limits.memory.free, 2 * kGiB - kGiB / 2);
+  EXPECT_EQ(usable_threads(64, limits), 3);
+  machine.write("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712");
+  machine.write("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "-1");
+  limits = machine.limits();
+  EXPECT_EQ(limits.memory.total, 64 * kGiB);
+  EXPECT_EQ(limits.memory.free, 40 * kGiB);
+  EXPECT_EQ(usable_threads(64, limits), 64);
 }
 
 }  // namespace

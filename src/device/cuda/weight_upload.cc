@@ -3,19 +3,19 @@
 
 #include <algorithm>
 #include <cstring>
-#include <thread>
+
+#include "base/host_limits.h"
 
 namespace nibble::cuda {
 namespace {
 
-constexpr unsigned kMostThreads = 8;        // more do not copy faster
+constexpr int kMostThreads = 8;             // more do not copy faster
 constexpr size_t kGrain = size_t{1} << 20;  // below, waking a thread costs more than the copy
 
 }  // namespace
 
 void WeightUpload::begin() {
-  const unsigned found = std::max(1u, std::thread::hardware_concurrency());
-  threads_ = std::make_unique<ThreadPool>(static_cast<int>(std::min(found, kMostThreads)));
+  threads_ = std::make_unique<ThreadPool>(std::min(usable_threads(), kMostThreads));
   for (Slot& slot : slots_) {
     NB_CUDA(cudaMallocHost(&slot.memory, kPiece));
     slot.sent = Event::create();
