@@ -47,7 +47,7 @@ soak:
 	@cmake --build --preset test -j $(JOBS) --target engine_tests nibble
 	@NIBBLE_SIMULATION_STEPS=1000000 build/test/tests/engine_tests --gtest_filter='SchedulerSimulation.*'
 	@tests/quant/kill_resume_test.sh build/test/nibble 20
-	@python3 benchmarks/serve_load.py build/test/nibble --seconds 300 --mixed
+	@python3 benchmarks/serve_load.py build/test/nibble --seconds 1800 --mixed
 	@tests/e2e/run.sh build/e2e-venv fuzz_api.py build/test/nibble models/nibble-demo-14m 600
 
 fuzz:

@@ -6,9 +6,10 @@
 namespace nibble {
 
 void keep_heap_lean() {
-  // Setting either ends their automatic growth.
+  // Setting one of the first two ends their automatic growth.
   mallopt(M_MMAP_THRESHOLD, 1 << 20);
   mallopt(M_TRIM_THRESHOLD, 1 << 20);
+  mallopt(M_ARENA_MAX, 2);
 }
 
 void return_free_memory() {

@@ -4,8 +4,9 @@
 
 namespace nibble {
 
-// For a long-lived process: large blocks are mapped and unmapped one by one, and free memory at the
-// end of a heap goes back at once. Before the first thread.
+// For a long-lived process: large blocks are mapped and unmapped one by one, free memory at the end
+// of a heap goes back at once, and threads share two heaps, for each keeps the pages of its busiest
+// moment. Before the first thread.
 void keep_heap_lean();
 
 // Gives the pages of free blocks back to the system; some milliseconds.
