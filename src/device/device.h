@@ -145,7 +145,7 @@ enum class Backend { kAuto, kReference, kCpu, kCuda };
 // auto, cpu, cuda, reference; kInvalidArgument lists them.
 Result<Backend> parse_backend(const std::string& name);
 
-// `num_threads` 0: all hardware threads; ignored by a GPU. kAuto is the GPU where there is a usable
+// `num_threads` 0: usable_threads(); ignored by a GPU. kAuto is the GPU where there is a usable
 // one, else the CPU; the log says which, and what keeps a present GPU from being used. kCuda
 // without a usable GPU, driver or CUDA in this build is kUnsupported with what to do about it. The
 // only place that names a backend.

@@ -7,7 +7,7 @@
 
 namespace nibble::cpu {
 
-// `num_threads` 0: one per hardware thread.
+// `num_threads` 0: usable_threads() of base/host_limits.h.
 std::unique_ptr<Device> open(int num_threads);
 
 }  // namespace nibble::cpu
