@@ -1,6 +1,7 @@
 // To 12 bits at load and back to 16 for the products of many tokens.
 #include "device/cuda/compact.cuh"
 #include "device/cuda/cuda_check.h"
+#include "device/cuda/launch.h"
 
 namespace nibble::cuda {
 namespace {
@@ -185,10 +186,6 @@ __global__ void __launch_bounds__(kThreads)
       to[(row - begin) * from.in_features + (entry >> 16)] = static_cast<uint16_t>(entry);
     }
   }
-}
-
-unsigned blocks_of(int64_t count, int64_t each) {
-  return static_cast<unsigned>((count + each - 1) / each);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 // sequence, whose thread also writes the state back. Long steps: runs of kRun tokens side by side;
 // the first run of a sequence reads the old state, so the states are written by a second kernel.
 #include "device/cuda/gated_delta_net.h"
+#include "device/cuda/launch.h"
 #include "device/cuda/load_float.cuh"
 #include "device/cuda/overlap.cuh"
 #include "device/cuda/ragged.cuh"
@@ -197,7 +198,6 @@ __global__ void __launch_bounds__(kThreads)
 
 // Whether it serves: all addresses and widths are multiples of a thread's channels.
 bool is_short_conv(const ConvLaunch& conv) {
-  const auto aligned = [](const void* at) { return reinterpret_cast<uintptr_t>(at) % 16 == 0; };
   return conv.kernel == kTaps && conv.weight_type == conv.type && conv.channels % kChannels == 0 &&
          conv.end[0] % kChannels == 0 && conv.end[1] % kChannels == 0 && aligned(conv.x) &&
          aligned(conv.weight) && aligned(conv.state) && aligned(conv.out[0]) &&
@@ -236,10 +236,6 @@ __global__ void gates_kernel(DeltaGatesLaunch gates) {
   wait_for_previous_kernel();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i < static_cast<int64_t>(gates.num_tokens) * gates.num_heads) write_gate<T>(gates, i);
-}
-
-unsigned blocks_of(int32_t channels, int a_block) {
-  return static_cast<unsigned>((channels + a_block - 1) / a_block);
 }
 
 // `gates` may be null.
@@ -288,7 +284,7 @@ void launch_delta_gates(const DeltaGatesLaunch& gates, const Workspace& workspac
   if (count == 0) return;
   with_type(gates.type, [&](auto type) {
     using T = typename decltype(type)::type;
-    launch_overlapped(gates_kernel<T>, static_cast<unsigned>((count + 255) / 256), 256, 0, stream,
+    launch_overlapped(gates_kernel<T>, blocks_of(count, 256), 256, 0, stream,
                       workspace.compute_capability, gates);
   });
 }

@@ -6,6 +6,7 @@
 
 #include "device/cuda/activation.cuh"
 #include "device/cuda/fixed_rows.cuh"
+#include "device/cuda/launch.h"
 #include "device/cuda/overlap.cuh"
 #include "device/cuda/scalar.cuh"
 
@@ -13,14 +14,6 @@ namespace nibble::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-
-unsigned blocks_for(int64_t threads) {
-  return static_cast<unsigned>((threads + kThreads - 1) / kThreads);
-}
-
-bool aligned(const void* pointer, size_t bytes) {
-  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
-}
 
 template <class From, class To>
 __global__ void gather_kernel(const From* __restrict__ table, const int32_t* __restrict__ rows,
@@ -137,7 +130,7 @@ __global__ void kv_append_kernel(const KvAppendLaunch args) {
 
 void launch_gather(const GatherLaunch& args, cudaStream_t stream) {
   if (args.num_rows == 0 || args.n == 0) return;
-  const dim3 grid(static_cast<unsigned>(args.num_rows), std::min(blocks_for(args.n), 8u));
+  const dim3 grid(static_cast<unsigned>(args.num_rows), std::min(blocks_of(args.n, kThreads), 8u));
   with_type(args.table_type, [&](auto from) {
     with_type(args.out_type, [&](auto to) {
       using From = typename decltype(from)::type;
@@ -154,11 +147,11 @@ void launch_copy_rows(const CopyRowsLaunch& args, cudaStream_t stream) {
   const auto run = [&](auto vector) {
     using V = decltype(vector);
     const auto per_row = args.width_bytes / static_cast<int64_t>(sizeof(V));
-    copy_rows_kernel<V><<<blocks_for(args.num_rows * per_row), kThreads, 0, stream>>>(
+    copy_rows_kernel<V><<<blocks_of(args.num_rows * per_row, kThreads), kThreads, 0, stream>>>(
         static_cast<const char*>(args.from), static_cast<char*>(args.to), args.num_rows, per_row,
         args.from_pitch_bytes, args.to_pitch_bytes);
   };
-  const bool wide = aligned(args.from, 16) && aligned(args.to, 16) && args.width_bytes % 16 == 0 &&
+  const bool wide = aligned(args.from) && aligned(args.to) && args.width_bytes % 16 == 0 &&
                     args.from_pitch_bytes % 16 == 0 && args.to_pitch_bytes % 16 == 0;
   if (wide) {
     run(uint4{});
@@ -178,12 +171,12 @@ void launch_binary_of(const BinaryLaunch& args, const Workspace& workspace, cuda
     const auto* x = static_cast<const T*>(args.x);
     const auto* y = static_cast<const T*>(args.y);
     auto* out = static_cast<T*>(args.out);
-    const bool wide = args.count % kWidth == 0 && aligned(x, 16) && aligned(out, 16) &&
-                      (args.per_y != 1 || aligned(y, 16));
+    const bool wide =
+        args.count % kWidth == 0 && aligned(x) && aligned(out) && (args.per_y != 1 || aligned(y));
     auto* kernel = wide ? binary_kernel<operation, T, kWidth> : binary_kernel<operation, T, 1>;
-    launch_overlapped(kernel, blocks_for(wide ? args.count / kWidth : args.count), kThreads, 0,
-                      stream, workspace.compute_capability, x, y, out, args.count, args.per_y,
-                      args.fixed);
+    launch_overlapped(kernel, blocks_of(wide ? args.count / kWidth : args.count, kThreads),
+                      kThreads, 0, stream, workspace.compute_capability, x, y, out, args.count,
+                      args.per_y, args.fixed);
     if (args.fixed.digits != nullptr && !(wide && kWidth == 8))
       launch_fix_rows(out, args.type, args.fixed, workspace, stream);
   });
@@ -202,7 +195,7 @@ void launch_binary(const BinaryLaunch& args, const Workspace& workspace, cudaStr
 
 void launch_rope(const RopeLaunch& args, cudaStream_t stream) {
   if (args.num_tokens == 0 || args.num_heads == 0 || args.half == 0) return;
-  const dim3 grid(blocks_for(args.num_tokens * args.half),
+  const dim3 grid(blocks_of(args.num_tokens * args.half, kThreads),
                   static_cast<unsigned>(args.num_heads < 8 ? args.num_heads : 8));
   with_type(args.type, [&](auto type) {
     rope_kernel<typename decltype(type)::type><<<grid, kThreads, 0, stream>>>(args);
@@ -212,7 +205,8 @@ void launch_rope(const RopeLaunch& args, cudaStream_t stream) {
 
 void launch_kv_append(const KvAppendLaunch& args, cudaStream_t stream) {
   if (args.num_tokens == 0 || args.row == 0) return;
-  const dim3 grid(static_cast<unsigned>(args.num_tokens), std::min(blocks_for(args.row), 4u));
+  const dim3 grid(static_cast<unsigned>(args.num_tokens),
+                  std::min(blocks_of(args.row, kThreads), 4u));
   with_type(args.type, [&](auto type) {
     with_cache_type(args.cache_type, [&](auto cache) {
       kv_append_kernel<typename decltype(type)::type, typename decltype(cache)::type>

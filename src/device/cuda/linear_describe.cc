@@ -1,6 +1,7 @@
 // Describes weights to the kernels that read them through the tensor cores, and picks the one for
 // few tokens.
 #include "device/cuda/cuda_check.h"
+#include "device/cuda/launch.h"
 #include "device/cuda/linear_kernels.h"
 
 namespace nibble::cuda {
@@ -17,11 +18,9 @@ int logarithm(int x) {
 bool describe(const LinearLaunch& args, const Workspace& workspace, SkinnyArgs* launch,
               Kind* kind) {
   const Weight& weight = args.weight;
-  const bool aligned = reinterpret_cast<uintptr_t>(args.x) % 16 == 0 &&
-                       reinterpret_cast<uintptr_t>(weight.values) % 16 == 0;
   if (workspace.compute_capability < 80 || weight.layout == Layout::kPlain ||
       weight.type != args.x_type || scalar_size(args.x_type) != 2 ||
-      weight.in_features % kUnit != 0 || !aligned)
+      weight.in_features % kUnit != 0 || !aligned(args.x) || !aligned(weight.values))
     return false;
   *launch = SkinnyArgs{};
   launch->values = weight.values;

@@ -1,5 +1,6 @@
 // Disk layout to tiles at load, and weights back to 16 bits for the products of many tokens. Both
 // are bound by memory: a warp per tile.
+#include "device/cuda/launch.h"
 #include "device/cuda/linear_values.cuh"
 
 namespace nibble::cuda {
@@ -119,7 +120,7 @@ __global__ void dequantize_tiles_kernel(const Weight weight, int64_t begin, int6
 }
 
 unsigned blocks_for(int64_t threads) {
-  return static_cast<unsigned>((threads + kWarps * 32 - 1) / (kWarps * 32));
+  return blocks_of(threads, kWarps * 32);
 }
 
 }  // namespace

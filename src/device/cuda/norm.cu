@@ -3,6 +3,7 @@
 // when it does not.
 #include "device/cuda/elementwise.h"
 #include "device/cuda/fixed_rows.cuh"
+#include "device/cuda/launch.h"
 #include "device/cuda/norm.cuh"
 #include "device/cuda/overlap.cuh"
 #include "device/cuda/scalar.cuh"
@@ -148,9 +149,6 @@ void launch(NormLaunch args, const Workspace& workspace, cudaStream_t stream) {
   const auto run = [&](void (*kernel)(NormLaunch), unsigned blocks, unsigned threads = kBlock) {
     launch_overlapped(kernel, blocks, threads, 0, stream, workspace.compute_capability, args);
   };
-  const auto aligned = [](const void* pointer) {
-    return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
-  };
   const bool vectors = args.n >= kLongRow && args.gate == nullptr && args.n % 8 == 0 &&
                        aligned(args.x) && aligned(args.out) && aligned(args.addend) &&
                        aligned(args.weight);
@@ -174,7 +172,7 @@ void launch(NormLaunch args, const Workspace& workspace, cudaStream_t stream) {
   }
   if (args.n < kLongRow) {
     const int64_t threads = args.num_rows * 32;
-    run(short_rows_kernel<T, W>, static_cast<unsigned>((threads + kBlock - 1) / kBlock));
+    run(short_rows_kernel<T, W>, blocks_of(threads, kBlock));
     return fix();
   }
   run(long_rows_kernel<T, W>, rows);
