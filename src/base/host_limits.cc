@@ -17,17 +17,13 @@ namespace {
 
 constexpr size_t kNoLimit = size_t{1} << 60;  // version 1 has a number near 2^63 for "none"
 
-std::optional<std::string> first_word(const fs::path& path) {
+// The number that a file begins with; none for "max" and -1.
+std::optional<size_t> number_in(const fs::path& path) {
   std::ifstream file(path);
   std::string word;
-  if (file >> word) return word;
-  return std::nullopt;
-}
-
-std::optional<size_t> bytes_in(const fs::path& path) {
-  const std::optional<std::string> word = first_word(path);
-  if (!word || word->find_first_not_of("0123456789") != std::string::npos) return std::nullopt;
-  return std::stoull(*word);
+  if (!(file >> word) || word.find_first_not_of("0123456789") != std::string::npos)
+    return std::nullopt;
+  return std::stoull(word);
 }
 
 // The sum of those lines of a file of "name number" that `names` holds.
@@ -101,8 +97,8 @@ HostLimits host_limits(const fs::path& root) {
   HostLimits limits;
   limits.memory = machine_memory(root);
   for (const fs::path& group : groups(root, "")) {
-    if (const auto most = bytes_in(group / "memory.max"))
-      limit_memory(&limits, *most, bytes_in(group / "memory.current").value_or(0),
+    if (const auto most = number_in(group / "memory.max"))
+      limit_memory(&limits, *most, number_in(group / "memory.current").value_or(0),
                    sum_of(group / "memory.stat", {"active_file", "inactive_file"}));
     std::ifstream cpu(group / "cpu.max");
     double quota = 0;
@@ -110,14 +106,14 @@ HostLimits host_limits(const fs::path& root) {
     if (cpu >> quota >> period) limit_cores(&limits, quota, period);  // "max" is no number
   }
   for (const fs::path& group : groups(root, "memory"))
-    if (const auto most = bytes_in(group / "memory.limit_in_bytes"))
-      limit_memory(&limits, *most, bytes_in(group / "memory.usage_in_bytes").value_or(0),
+    if (const auto most = number_in(group / "memory.limit_in_bytes"))
+      limit_memory(&limits, *most, number_in(group / "memory.usage_in_bytes").value_or(0),
                    sum_of(group / "memory.stat", {"total_active_file", "total_inactive_file"}));
   for (const fs::path& group : groups(root, "cpu"))
-    if (const auto period = bytes_in(group / "cpu.cfs_period_us"))
+    if (const auto period = number_in(group / "cpu.cfs_period_us"))
       limit_cores(
           &limits,
-          static_cast<double>(bytes_in(group / "cpu.cfs_quota_us").value_or(0)),  // -1: none
+          static_cast<double>(number_in(group / "cpu.cfs_quota_us").value_or(0)),  // -1: none
           static_cast<double>(*period));
   return limits;
 }

@@ -42,8 +42,8 @@ struct BenchModelFlags {
     v.option("dtype", &engine.dtype, "of activations");
     v.option("kv-cache-dtype", &engine.kv_cache_dtype, "as in nibble serve");
     v.option("block-size", &engine.block_size, "tokens in a KV block");
-    v.option("compact-weights", &engine.compact_weights,
-             "as in nibble serve", {"auto", "on", "off"});
+    v.option("compact-weights", &engine.compact_weights, "as in nibble serve",
+             {"auto", "on", "off"});
     v.option("enforce-eager", &engine.enforce_eager, "never record steps as CUDA graphs");
     v.option("num-threads", &engine.num_threads, "threads, 0 for all");
     v.option("json", &json, "print JSON");

@@ -112,8 +112,8 @@ struct EngineOptions {
 Result<std::unique_ptr<Device>> open_device(const EngineOptions& options);
 // What the options say about a model's weights on this device.
 DenseStorage dense_storage(const EngineOptions& options, const Device& device);
-// Tokens in a step, chosen where the options leave it open: on a GPU chunks of 2048 are within 2 % of
-// the largest ones' pace and hold others up for a quarter of their time (docs/performance.md).
+// Tokens in a step, chosen where the options leave it open: on a GPU chunks of 2048 are within 2 %
+// of the pace of 8192 and hold others up for a quarter of the time (docs/performance.md).
 int batched_tokens(const EngineOptions& options, bool on_host);
 // The numbers of sequences for which steps are recorded, rising, at most max_num_seqs; empty for
 // none. Every step of at most the last of them has one that is as large or larger.
