@@ -196,7 +196,7 @@ TEST_F(CudaDeltaRule, RunsInPiecesWhenScratchIsShort) {
     expect_reference(DType::kBF16, {1, 2, 128, 128}, batch, DeltaRuleForm::kAuto, 1e-2);
 }
 
-TEST_F(CudaDeltaRule, ManyHeadsTakeWholeStatesPerBlock) {
+TEST_F(CudaDeltaRule, TakesMoreHeadsThanMultiprocessors) {
   expect_reference(DType::kBF16, {16, 48, 128, 128},
                    OwnedBatch(std::vector<int32_t>(12, 1), std::vector<int32_t>(12, 5), false),
                    DeltaRuleForm::kAuto, 1e-2);

@@ -32,18 +32,5 @@ __device__ __forceinline__ float4 load_cluster(const float4* from, uint32_t rank
 #endif
   return value;
 }
-__device__ __forceinline__ float load_cluster(const float* from, uint32_t rank) {
-  float value = 0;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile(
-      "{\n.reg .u32 there;\n"
-      "mapa.shared::cluster.u32 there, %1, %2;\n"
-      "ld.shared::cluster.f32 %0, [there];\n}\n"
-      : "=f"(value)
-      : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(from))), "r"(rank)
-      : "memory");
-#endif
-  return value;
-}
 
 }  // namespace nibble::cuda

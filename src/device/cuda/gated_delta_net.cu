@@ -1,16 +1,16 @@
 // The gated delta rule on CUDA: which kernels a step takes, and the recurrent ones. The chunked
 // form is in delta_rule_chunked.cu.
 //
-// Recurrent (decode, f32 activations, head dims other than 128): a block owns a slice of one head's
-// state [128, slice] in registers, reads and writes it once, and walks the step's tokens. With
+// Recurrent (decode, f32 activations, head dims other than 128): a block holds one head's state
+// [128, 128] in registers, reads and writes it once, and walks the step's tokens. With
 // S' = e^g S + k d' the output needs no second pass: o = e^g S'q + (k.q) d. Bound by the state's
-// bytes: 2 * 64 KiB per head.
+// bytes: 2 * 64 KiB per head. Fewer heads than multiprocessors are no reason to divide a state
+// among a cluster of blocks, which waits for as many free places: slower with 48 heads already.
 // Source: Yang, Kautz, Hatamizadeh, "Gated Delta Networks", arXiv:2412.06464.
 #include "device/cuda/gated_delta_net.h"
 
 #include <cmath>
 
-#include "device/cuda/cluster.cuh"
 #include "device/cuda/delta_rule_kernels.h"
 #include "device/cuda/load_float.cuh"
 #include "device/cuda/norm.cuh"
@@ -24,42 +24,39 @@ constexpr int kDim = kDeltaDim;
 
 // --- recurrent ---------------------------------------------------------------------------------
 
-// The gated norm of one head of one token by a warp: this block's columns of `out`. `slices`: the
-// rule's output, kSlice columns in the shared memory of each block of the cluster. Sums in the
-// order of norm.cu, so that the result is that of the separate operation.
-template <class T, int kSlice>
-__device__ __forceinline__ void norm_head(const DeltaNorm& norm, const float* slices,
-                                          const T (&gate)[kSlice / 32], T* out) {
+// How the 256 threads of a block hold a state.
+constexpr int kLanes = kDim / 4;            // share a row, 4 columns each
+constexpr int kRowsPerPass = 256 / kLanes;  // rows the block covers at once
+constexpr int kPasses = kDim / kRowsPerPass;
+
+// The gated norm of one head of one token by a warp. Sums in the order of norm.cu, so that the
+// result is that of the separate operation.
+template <class T>
+__device__ __forceinline__ void norm_head(const float* from, const float* weights, float eps,
+                                          const T (&gate)[kDim / 32], T* out) {
   const int lane = static_cast<int>(threadIdx.x) & 31;
   float x[kDim / 32];
   float sum = 0;
 #pragma unroll
   for (int j = 0; j < kDim / 32; ++j) {
-    x[j] = kSlice == kDim ? slices[lane + 32 * j]
-                          : load_cluster(slices + lane, static_cast<uint32_t>(j));
+    x[j] = from[lane + 32 * j];
     sum += x[j] * x[j];
   }
-  const float scale = rsqrtf(warp_sum(sum) / static_cast<float>(kDim) + norm.eps);
+  const float scale = rsqrtf(warp_sum(sum) / static_cast<float>(kDim) + eps);
 #pragma unroll
   for (int j = 0; j < kDim / 32; ++j) {
-    if (kSlice != kDim && j != static_cast<int>(blockIdx.x)) continue;
     const int column = lane + 32 * j;
-    out[column] = gated<T>(x[j], scale, load_as_float(norm.weight, norm.weight_type, column),
-                           gate[kSlice == kDim ? j : 0]);
+    out[column] = gated<T>(x[j], scale, weights[column], gate[j]);
   }
 }
 
-// Grid (128 / kSlice, num_v_heads, num_seqs), 256 threads. Sequences with more than `longest` new
-// tokens are left to the chunked kernels. kNormed: the blocks of a head, 4 or 1, are a cluster.
-template <class T, int kSlice, bool kNormed>
+// Grid (num_v_heads, num_seqs), 256 threads. Sequences with more than `longest` new tokens are left
+// to the chunked kernels.
+template <class T, bool kNormed>
 __global__ __launch_bounds__(256) void recurrent_kernel(Rule rule, int32_t longest,
                                                         DeltaNorm norm) {
-  static_assert(kSlice == 32 || kSlice == kDim);
-  constexpr int kLanes = kSlice / 4;          // threads that share a state row, 4 columns each
-  constexpr int kRowsPerPass = 256 / kLanes;  // state rows the block covers at once
-  constexpr int kPasses = kDim / kRowsPerPass;
   let_next_kernel_start();
-  const int32_t seq = static_cast<int32_t>(blockIdx.z);
+  const int32_t seq = static_cast<int32_t>(blockIdx.y);
   const int32_t begin = rule.batch.query_start[seq];
   const int32_t count = rule.batch.query_start[seq + 1] - begin;
   const int64_t slot = rule.batch.state_slot[seq];
@@ -70,16 +67,17 @@ __global__ __launch_bounds__(256) void recurrent_kernel(Rule rule, int32_t longe
     wait_for_previous_kernel();
     return;
   }
-  const int head = static_cast<int>(blockIdx.y);
+  const int head = static_cast<int>(blockIdx.x);
   const int key_head = head / (rule.num_v_heads / rule.num_k_heads);
   const int tid = static_cast<int>(threadIdx.x);
   const int warp = tid / 32;
-  const int column = static_cast<int>(blockIdx.x) * kSlice + tid % kLanes * 4;
+  const int column = tid % kLanes * 4;
   const int first_row = tid / kLanes;
 
-  __shared__ float outs[2][kNormed ? kSlice : 1];           // [token parity]
-  __shared__ float keys[2][2][kDim];                        // [token parity][k, q]
-  __shared__ __align__(16) float partial[2][8][2][kSlice];  // [parity][warp][S'k, S'q]
+  __shared__ float outs[2][kNormed ? kDim : 1];           // [token parity]
+  __shared__ float weights[kNormed ? kDim : 1];           // of the norm
+  __shared__ float keys[2][2][kDim];                      // [token parity][k, q]
+  __shared__ __align__(16) float partial[2][8][2][kDim];  // [parity][warp][S'k, S'q]
 
   float* state = rule.state + (slot * rule.num_v_heads + head) * kDim * kDim;
   float4 s[kPasses];
@@ -92,6 +90,8 @@ __global__ __launch_bounds__(256) void recurrent_kernel(Rule rule, int32_t longe
       s[p] =
           *reinterpret_cast<const float4*>(state + (first_row + p * kRowsPerPass) * kDim + column);
   }
+  const float weight =
+      kNormed && tid < kDim ? load_as_float(norm.weight, norm.weight_type, tid) : 0.0f;
   wait_for_previous_kernel();
 
   for (int32_t i = 0; i < count; ++i) {
@@ -108,13 +108,13 @@ __global__ __launch_bounds__(256) void recurrent_kernel(Rule rule, int32_t longe
 #pragma unroll
     for (int c = 0; c < 4; ++c)
       value[c] = to_float(static_cast<const T*>(rule.v)[value_row + column + c]);
-    T gate[kSlice / 32];
+    T gate[kDim / 32];
     if (kNormed && tid < 32) {
 #pragma unroll
-      for (int j = 0; j < kSlice / 32; ++j)
-        gate[j] = static_cast<const T*>(
-            norm.gate)[value_row + static_cast<int>(blockIdx.x) * kSlice + tid + 32 * j];
+      for (int j = 0; j < kDim / 32; ++j)
+        gate[j] = static_cast<const T*>(norm.gate)[value_row + tid + 32 * j];
     }
+    if (kNormed && i == 0 && tid < kDim) weights[tid] = weight;
     __syncthreads();
 
     // Every warp computes the three dot products for itself: no second barrier.
@@ -142,26 +142,16 @@ __global__ __launch_bounds__(256) void recurrent_kernel(Rule rule, int32_t longe
       sums[0][3] += s[p].w * k_p, sums[1][3] += s[p].w * q_p;
     }
 #pragma unroll
-    for (int offset = kLanes; offset < 32; offset <<= 1)
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        sums[0][c] += __shfl_xor_sync(0xffffffffu, sums[0][c], offset);
-        sums[1][c] += __shfl_xor_sync(0xffffffffu, sums[1][c], offset);
-      }
-    if ((tid & 31) < kLanes) {
-#pragma unroll
-      for (int which = 0; which < 2; ++which)
-        *reinterpret_cast<float4*>(&partial[parity][warp][which][tid % kLanes * 4]) = {
-            sums[which][0], sums[which][1], sums[which][2], sums[which][3]};
-    }
+    for (int which = 0; which < 2; ++which)
+      *reinterpret_cast<float4*>(&partial[parity][warp][which][column]) = {
+          sums[which][0], sums[which][1], sums[which][2], sums[which][3]};
     __syncthreads();
     float4 total[2] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
 #pragma unroll
     for (int w = 0; w < 8; ++w)
 #pragma unroll
       for (int which = 0; which < 2; ++which) {
-        const float4 part =
-            *reinterpret_cast<const float4*>(&partial[parity][w][which][tid % kLanes * 4]);
+        const float4 part = *reinterpret_cast<const float4*>(&partial[parity][w][which][column]);
         total[which].x += part.x, total[which].y += part.y;
         total[which].z += part.z, total[which].w += part.w;
       }
@@ -178,20 +168,16 @@ __global__ __launch_bounds__(256) void recurrent_kernel(Rule rule, int32_t longe
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
         if (kNormed) {
-          outs[parity][tid % kLanes * 4 + c] = to_float(out[c]);
+          outs[parity][column + c] = to_float(out[c]);
         } else {
           static_cast<T*>(rule.out)[value_row + column + c] = out[c];
         }
       }
     }
     if (kNormed) {
-      if (kSlice == kDim) {
-        __syncthreads();
-      } else {
-        cluster_barrier();
-      }
+      __syncthreads();
       if (tid < 32)
-        norm_head<T, kSlice>(norm, outs[parity], gate, static_cast<T*>(rule.out) + value_row);
+        norm_head(outs[parity], weights, norm.eps, gate, static_cast<T*>(rule.out) + value_row);
     }
 #pragma unroll
     for (int p = 0; p < kPasses; ++p) {
@@ -205,8 +191,6 @@ __global__ __launch_bounds__(256) void recurrent_kernel(Rule rule, int32_t longe
 #pragma unroll
   for (int p = 0; p < kPasses; ++p)
     *reinterpret_cast<float4*>(state + (first_row + p * kRowsPerPass) * kDim + column) = s[p];
-  if (kNormed && kSlice != kDim)
-    cluster_barrier();  // a block's outputs stay until all have read them
 }
 
 // Any head dims: a thread per value column, the state in global memory (mostly cache). Grid
@@ -261,32 +245,13 @@ __global__ void any_dims_kernel(Rule rule) {
 
 // --- launching -----------------------------------------------------------------------------------
 
-// Whether the norm, if there is one, has been done.
 template <class T>
-bool launch_recurrent(const Rule& rule, int32_t longest, const DeltaNorm& norm,
+void launch_recurrent(const Rule& rule, int32_t longest, const DeltaNorm& norm,
                       const Workspace& workspace, cudaStream_t stream) {
-  // Enough blocks to keep the memory busy: a head's state in one piece or in four.
-  const auto heads = static_cast<unsigned>(rule.num_v_heads);
-  const auto seqs = static_cast<unsigned>(rule.batch.num_seqs);
-  const bool quarters = heads * seqs < 4u * static_cast<unsigned>(workspace.num_sms);
-  const int capability = workspace.compute_capability;
-  const bool normed = norm.gate != nullptr && (!quarters || capability >= 90);
-  const auto run = [&](auto* kernel, unsigned blocks, unsigned cluster) {
-    launch_overlapped_clusters(kernel, dim3(blocks, heads, seqs), cluster, 256, 0, stream,
-                               capability, rule, longest, norm);
-  };
-  if (quarters) {
-    if (normed) {
-      run(recurrent_kernel<T, 32, true>, 4, 4);
-    } else {
-      run(recurrent_kernel<T, 32, false>, 4, 1);
-    }
-  } else if (normed) {
-    run(recurrent_kernel<T, kDim, true>, 1, 1);
-  } else {
-    run(recurrent_kernel<T, kDim, false>, 1, 1);
-  }
-  return normed;
+  const dim3 grid(static_cast<unsigned>(rule.num_v_heads),
+                  static_cast<unsigned>(rule.batch.num_seqs));
+  launch_overlapped(norm.gate != nullptr ? recurrent_kernel<T, true> : recurrent_kernel<T, false>,
+                    grid, 256, 0, stream, workspace.compute_capability, rule, longest, norm);
 }
 
 template <class T>
@@ -322,13 +287,12 @@ bool launch_gated_delta_net(const DeltaRuleLaunch& args, const DeviceBatch& batc
                        launch_chunked_delta_rule(rule, args.type, workspace,
                                                  args.form == DeltaRuleForm::kAuto, stream);
   if (chunked && batch.num_seqs == 1) return false;  // the one sequence is long
-  bool normed = false;
+  const DeltaNorm norm = chunked ? DeltaNorm{} : args.norm;
   with_type(args.type, [&](auto type) {
-    normed = launch_recurrent<typename decltype(type)::type>(
-        rule, chunked ? kLongestRecurrent : INT32_MAX, chunked ? DeltaNorm{} : args.norm, workspace,
-        stream);
+    launch_recurrent<typename decltype(type)::type>(rule, chunked ? kLongestRecurrent : INT32_MAX,
+                                                    norm, workspace, stream);
   });
-  return normed;
+  return norm.gate != nullptr;
 }
 
 }  // namespace nibble::cuda
