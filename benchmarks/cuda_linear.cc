@@ -3,7 +3,7 @@
 // median of replayed graphs that walk over copies of the weight larger than the L2 cache together,
 // launch gaps included.
 //
-//   build/release/benchmarks/bench_cuda_linear [few|many|paths]...
+//   build/release/benchmarks/bench_cuda_linear [few|many|paths|lanes]...
 #include <cstdio>
 #include <cstring>
 #include <string>
@@ -148,10 +148,10 @@ struct Bench {
     FixedRows fixed;
     if (weights[0].layout == Layout::kTiled)
       fixed = fixed_rows_of(num_tokens, weights[0].in_features, workspace);
-    if (fixed.digits != nullptr) launch_fix_rows(x, Scalar::kBF16, fixed, workspace, nullptr);
+    const Scalar type = weights[0].type;
+    if (fixed.digits != nullptr) launch_fix_rows(x, type, fixed, workspace, nullptr);
     const auto launch = [&](const Weight& weight, cudaStream_t stream) {
-      launch_linear({x, Scalar::kBF16, weight, out, Scalar::kBF16, num_tokens, path, fixed},
-                    workspace, stream);
+      launch_linear({x, type, weight, out, type, num_tokens, path, fixed}, workspace, stream);
     };
     launch(weights[0], nullptr);  // algorithms are chosen outside the capture
     NB_CUDA(cudaDeviceSynchronize());
@@ -212,6 +212,24 @@ void many_tokens(const Bench& bench, bool all_paths) {
   }
 }
 
+// What GPUs before sm_80 do, in f16, on the card at hand.
+void old_gpus(const Bench& bench) {
+  std::printf("\nf16, without tensor cores | written out, cuBLASLt: microseconds\n%-26s", "");
+  constexpr int kTokens[] = {1, 2, 4, 8, 16, 32, 64};
+  for (const int m : kTokens) std::printf("        M=%-3d", m);
+  std::printf("\n");
+  for (const size_t s : {size_t{1}, size_t{2}, size_t{3}, size_t{6}}) {
+    std::vector<Weight> weights = make_weights(kShapes[s]);
+    for (Weight& weight : weights) weight.type = Scalar::kF16;
+    std::printf("%-26s", kShapes[s].name);
+    for (const int m : kTokens)
+      std::printf(" %6.1f|%6.1f", bench.seconds(weights, m, LinearPath::kLanes) * 1e6,
+                  bench.seconds(weights, m, LinearPath::kDense) * 1e6);
+    std::printf("\n");
+    free_weights(weights);
+  }
+}
+
 }  // namespace
 }  // namespace nibble
 
@@ -231,5 +249,6 @@ int main(int argc, char** argv) {
   if (wanted("few")) nibble::few_tokens(bench);
   if (wanted("many")) nibble::many_tokens(bench, false);
   if (wanted("paths")) nibble::many_tokens(bench, true);
+  if (wanted("lanes")) nibble::old_gpus(bench);
   return 0;
 }

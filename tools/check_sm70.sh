@@ -23,6 +23,7 @@ if [ -z "$ptxas" ]; then
 fi
 
 flags="-std=c++17 --extended-lambda --expt-relaxed-constexpr -Isrc"
+warnings="-Xcompiler=-Wall -Xcompiler=-Wextra --Werror=all-warnings"
 failed=0
 for file in ${FILES:-src/device/cuda/*.cu}; do
   name=$(basename "$file" .cu)
@@ -40,7 +41,7 @@ for file in ${FILES:-src/device/cuda/*.cu}; do
     failed=1
   fi
   for arch in ${ARCHS:-75 80 86 89 90 90a}; do
-    if "$nvcc" $flags -gencode "arch=compute_$arch,code=sm_$arch" --cubin "$file" \
+    if "$nvcc" $flags $warnings -gencode "arch=compute_$arch,code=sm_$arch" --cubin "$file" \
         -o "$cache/$name.sm_$arch.cubin" >"$cache/$name.$arch.log" 2>&1; then
       line="$line, $arch ok"
     else

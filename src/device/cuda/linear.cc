@@ -42,6 +42,7 @@ void launch_linear(const LinearLaunch& args, const Workspace& workspace, cudaStr
   if (args.num_tokens == 0 || args.weight.out_features == 0) return;
   switch (args.path) {
     case LinearPath::kAuto:
+      if (workspace.compute_capability < 80 && launch_linear_lanes(args, stream)) return;
       if (tiled(args.weight.layout, args.num_tokens) &&
           launch_linear_tiles(&args, 1, workspace, stream))
         return;
@@ -54,6 +55,9 @@ void launch_linear(const LinearLaunch& args, const Workspace& workspace, cudaStr
       break;
     case LinearPath::kSkinny:
       if (launch_linear_skinny(args, workspace, stream)) return;
+      break;
+    case LinearPath::kLanes:
+      if (launch_linear_lanes(args, stream)) return;
       break;
     case LinearPath::kTiles:
       if (launch_linear_tiles(&args, 1, workspace, stream)) return;

@@ -17,8 +17,7 @@ namespace nibble::cuda {
 namespace {
 
 constexpr int kThreads = kWarps * 32;
-constexpr int kTokens = 64;  // rows of a tile
-constexpr int kTokenTiles = kTokens / 8;
+constexpr int kTokens = 64;       // rows of a tile
 constexpr int kDepth = 4;         // stages of the ring
 constexpr int kPitch = 128 + 64;  // bytes of a row in a stage: two rows fill the banks
 constexpr int kMostExperts = 1024;
@@ -156,6 +155,7 @@ template <class T, class Shape>
 __global__ void __launch_bounds__(kThreads, Shape::kind == Kind::kDense ? 1 : 2)
     grouped_kernel(const __grid_constant__ GroupedArgs args) {
 #if NB_SKINNY_CODE
+  constexpr int kTokenTiles = kTokens / 8;
   constexpr Kind kind = Shape::kind;
   extern __shared__ __align__(16) char shared[];
   const ExpertTile tile = args.lists.tiles[blockIdx.y];
