@@ -1,8 +1,10 @@
 // Loading and the whole forward pass: embed, layers, final norm, head.
 #include "model/model.h"
 
+#include "base/log.h"
 #include "model/architectures.h"
 #include "model/decoder.h"
+#include "model/half_weights.h"
 #include "model/weight_shapes.h"
 
 namespace nibble {
@@ -41,8 +43,7 @@ DenseStorage storage_for(DType activation, DenseStorage wanted) {
 
 }  // namespace
 
-template <class Source>
-Result<Model> Model::bind(const Source& source, const ModelSpec& spec, Device& device,
+Result<Model> Model::bind(const WeightSource& source, const ModelSpec& spec, Device& device,
                           DType activation_dtype, DenseStorage storage) {
   storage = storage_for(activation_dtype, storage);
   Model model;
@@ -54,7 +55,14 @@ Result<Model> Model::bind(const Source& source, const ModelSpec& spec, Device& d
   if (counter.used() == 0) return model;  // the device computes on the source's own bytes
   NB_TRY(model.memory_, device.allocate(counter.used(), "weights"));
   Arena arena(model.memory_.data(), model.memory_.size());
-  NB_TRY(model.weights_, bind_weights(source, spec, device, arena, storage));
+  if (activation_dtype == DType::kF16) {
+    const HalfWeights halves(source);
+    NB_TRY(model.weights_, bind_weights(halves, spec, device, arena, storage));
+    if (halves.lost() > 0)
+      log_warning("{} weights are too small for float16 and became zero", halves.lost());
+  } else {
+    NB_TRY(model.weights_, bind_weights(source, spec, device, arena, storage));
+  }
   device.end_loading();
   return model;
 }
@@ -62,7 +70,7 @@ Result<Model> Model::bind(const Source& source, const ModelSpec& spec, Device& d
 Result<Model> Model::load(const ModelDir& dir, Device& device, DType activation_dtype,
                           DenseStorage storage) {
   NB_TRY(const ModelSpec spec, parse_model_config(dir.config()));
-  return bind(dir, spec, device, activation_dtype, storage);
+  return bind(*source_of(dir), spec, device, activation_dtype, storage);
 }
 
 Result<Model> Model::load(const WeightSource& source, const ModelSpec& spec, Device& device,

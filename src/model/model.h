@@ -85,8 +85,7 @@ class Model {
 
  private:
   void decoder_forward(const Step& step, const Tensor& x) const;
-  template <class Source>  // a ModelDir or a WeightSource
-  static Result<Model> bind(const Source& source, const ModelSpec& spec, Device& device,
+  static Result<Model> bind(const WeightSource& source, const ModelSpec& spec, Device& device,
                             DType activation_dtype, DenseStorage storage);
   void meter(const RaggedBatch& batch, int32_t num_logit_rows, DType kv_dtype, MeteringOps* ops,
              Arena* counter) const;

@@ -181,9 +181,8 @@ Result<LayerWeights> bind_layer(const ModelDir& dir, const ModelSpec& spec, int 
   return bind_layer_from(DirSource(dir), spec, layer, device, arena, DenseStorage::kPlain);
 }
 
-Result<ModelWeights> bind_weights(const ModelDir& dir, const ModelSpec& spec, Device& device,
-                                  Arena& arena, DenseStorage storage) {
-  return bind_weights(DirSource(dir), spec, device, arena, storage);
+std::unique_ptr<WeightSource> source_of(const ModelDir& dir) {
+  return std::make_unique<DirSource>(dir);
 }
 
 Result<ModelWeights> bind_weights(const WeightSource& source, const ModelSpec& spec, Device& device,

@@ -1,6 +1,7 @@
 // The weights of a model, bound by name from a checkpoint; views only.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -67,11 +68,12 @@ class WeightSource {
                                       int64_t in_features) const = 0;
 };
 
+// A checkpoint as a source; it must outlive what is returned.
+std::unique_ptr<WeightSource> source_of(const ModelDir& dir);
+
 Result<LayerWeights> bind_layer(const ModelDir& dir, const ModelSpec& spec, int layer,
                                 Device& device, Arena& arena);
 // `storage`: of 16-bit Linears, but for experts and a head that is the embedding.
-Result<ModelWeights> bind_weights(const ModelDir& dir, const ModelSpec& spec, Device& device,
-                                  Arena& arena, DenseStorage storage = DenseStorage::kPlain);
 Result<ModelWeights> bind_weights(const WeightSource& source, const ModelSpec& spec, Device& device,
                                   Arena& arena, DenseStorage storage = DenseStorage::kPlain);
 
