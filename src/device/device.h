@@ -119,7 +119,8 @@ class Device {
   virtual size_t recording_bytes(int64_t /*num_operations*/) const { return 0; }
 
   // A tensor of the checkpoint (host memory, possibly a mapped file) where operations can read it:
-  // itself on a CPU, a copy in the arena elsewhere. Null pointers with a counting arena.
+  // itself on a CPU, elsewhere a copy in the arena, which `on_disk` need not outlive. Null pointers
+  // with a counting arena.
   virtual Tensor prepare_tensor(const Tensor& on_disk, Arena& arena) = 0;
   // Bytes that the prepared form of `weight` (a disk-layout weight) takes in the arena, and the
   // prepared weight itself; with a counting arena the pointers of the result are null.
