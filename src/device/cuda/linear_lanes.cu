@@ -8,14 +8,13 @@
 // of rows g and g + 8, as the tiled layout stores them (linear.h). Packed weights are
 // (q - zero) * scale, rounded once, as everywhere.
 #include "device/cuda/launch.h"
-#include "device/cuda/linear.h"
+#include "device/cuda/linear_kernels.h"
 #include "device/cuda/scalar.cuh"
 
 namespace nibble::cuda {
 namespace {
 
 constexpr int kWarps = 8;
-constexpr int kUnit = 64;   // inputs
 constexpr int kTokens = 8;  // of one launch
 constexpr int kPackedTokens = 32;
 
