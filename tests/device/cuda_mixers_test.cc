@@ -276,8 +276,8 @@ TEST_F(CudaAttention, EqualsTheReferenceForEveryCacheTypeAndForm) {
   for (const DType dtype : {DType::kBF16, DType::kF16, DType::kF32})
     for (const DType cache :
          {DType::kF32, DType::kF16, DType::kBF16, DType::kF8E4M3, DType::kF8E5M2})
-      for (const AttentionForm form :
-           {AttentionForm::kAuto, AttentionForm::kMma, AttentionForm::kPlain}) {
+      for (const AttentionForm form : {AttentionForm::kAuto, AttentionForm::kMma,
+                                       AttentionForm::kLanes, AttentionForm::kPlain}) {
         if (form != AttentionForm::kAuto && (dtype == DType::kF32 || cache == DType::kF32))
           continue;
         for (const OwnedBatch& batch : batches()) {
@@ -293,7 +293,8 @@ TEST_F(CudaAttention, TakesEveryHeadDimAndGroup) {
   for (const int head_dim : {64, 80, 128, 256})
     for (const int group : {1, 6, 16})
       for (const DType cache : {DType::kBF16, DType::kF8E5M2})
-        for (const AttentionForm form : {AttentionForm::kAuto, AttentionForm::kMma})
+        for (const AttentionForm form :
+             {AttentionForm::kAuto, AttentionForm::kMma, AttentionForm::kLanes})
           for (const OwnedBatch& batch : batches()) {
             SCOPED_TRACE(testing::Message()
                          << "head_dim " << head_dim << " group " << group << " over "
@@ -306,7 +307,8 @@ TEST_F(CudaAttention, TakesEveryHeadDimAndGroup) {
 TEST_F(CudaAttention, DoesNotSplitWithoutScratch) {
   workspace_.scratch_size = 0;
   for (const OwnedBatch& batch : batches())
-    expect_reference(DType::kBF16, DType::kBF16, 1, 6, 256, batch, AttentionForm::kAuto, 1e-2);
+    for (const AttentionForm form : {AttentionForm::kAuto, AttentionForm::kLanes})
+      expect_reference(DType::kBF16, DType::kBF16, 1, 6, 256, batch, form, 1e-2);
 }
 
 TEST_F(CudaMixers, ConvolutionAndGatesEqualTheReference) {
@@ -442,7 +444,7 @@ TEST_F(CudaMixers, ExpertMlpsEqualTheReference) {
         device[which].push_back(gpu_->prepare_linear(host[which][static_cast<size_t>(e)], arena));
       }
     gpu_->end_loading();
-    const bool on_device = one.dtype != DType::kF32 && !one.spread;
+    const bool on_device = one.dtype != DType::kF32 && !one.spread && cuda::code_capability() >= 80;
     EXPECT_EQ(gpu_->ops().recordable_moe_tokens(device[0], device[1], device[2]) > 0, on_device);
     const auto on_gpu = [&](const HostTensor& tensor) {
       Tensor view = tensor.view();
@@ -500,9 +502,13 @@ TEST_F(CudaMixers, ExpertMlpsEqualTheReference) {
         mlp(begin, begin + 40, gpu_few);
         download(few, gpu_few.data);
         const std::vector<float> rows = few.floats();
-        EXPECT_TRUE(std::ranges::equal(
-            rows, std::span(all).subspan(static_cast<size_t>(begin * one.hidden), rows.size())))
-            << "from token " << begin;
+        const auto first = all.begin() + int64_t{begin} * one.hidden;
+        const std::vector<float> same(first, first + static_cast<int64_t>(rows.size()));
+        if (on_device) {
+          EXPECT_EQ(rows, same) << "from token " << begin;
+        } else {  // the products' kernels depend on how many tokens an expert has
+          EXPECT_LT(relative_error(rows, same), 1e-2) << "from token " << begin;
+        }
       }
     }
     memory_.clear();

@@ -98,7 +98,10 @@ AttentionEnd launch_attention(const AttentionLaunch& args, const DeviceBatch& ba
                               const Workspace& workspace, cudaStream_t stream) {
   if (batch.num_tokens == 0 || batch.num_seqs == 0) return AttentionEnd::kAttended;
   AttentionParams params{args, batch, args.num_heads / args.num_kv_heads, workspace};
-  if (args.form == AttentionForm::kPlain || !decode_supports(params)) {
+  const bool without_tensor_cores = args.form == AttentionForm::kLanes || !decode_supports(params);
+  if (args.form != AttentionForm::kPlain && without_tensor_cores && lanes_support(params))
+    return launch_lanes(params, 0, stream);
+  if (args.form == AttentionForm::kPlain || without_tensor_cores) {
     launch_plain(params, 0, stream);
     return AttentionEnd::kAttended;
   }
@@ -108,13 +111,13 @@ AttentionEnd launch_attention(const AttentionLaunch& args, const DeviceBatch& ba
   params.args.gate = nullptr;
   if (batch.num_seqs > 1) launch_decode(params, kLongestDecode, stream);
   // A single sequence is known to be long.
-  if (!launch_prefill(params, kLongestDecode, stream)) launch_plain(params, kLongestDecode, stream);
+  if (!launch_prefill(params, kLongestDecode, stream)) launch_lanes(params, kLongestDecode, stream);
   return AttentionEnd::kAttended;
 }
 
 size_t attention_scratch_bytes(int32_t head_dim, int32_t num_sms) {
-  // Twice as many (item, kv head, split) parts as SMs, of 16 rows; see launch_shape() in
-  // attention_decode.cu.
+  // Twice as many (item, kv head, split) parts as SMs, of 16 rows; see splits_of() in
+  // attention_merge.cu.
   return static_cast<size_t>(2 * num_sms) * 16 * static_cast<size_t>(head_dim + 2) * sizeof(float);
 }
 

@@ -9,8 +9,9 @@
 namespace nibble::cuda {
 
 // Which kernels run. kAuto picks by card, types and lengths; the others are for tests and
-// benchmarks: kPlain is the one for every shape and type, kMma leaves wgmma out.
-enum class AttentionForm : uint8_t { kAuto, kPlain, kMma };
+// benchmarks: kPlain is the one for every shape and type, kLanes uses no tensor cores, kMma leaves
+// wgmma out.
+enum class AttentionForm : uint8_t { kAuto, kPlain, kLanes, kMma };
 
 struct AttentionLaunch {
   const void* q;  // [num_tokens, num_heads, head_dim] of type

@@ -15,19 +15,13 @@
 // Bank conflicts: key row r keeps its 16-byte chunk c at c ^ 4(r & 1), value row r at
 // c ^ 2((r >> 1) & 3); every quarter-warp load then touches all 32 banks once.
 //
-// Splits fill the card about once with two blocks per SM; each covers at least kLeastSplit tokens,
-// so short contexts use few and the others exit at once. The merge kernel weighs the parts: all
-// weights first, then one sum without a chain of dependent loads (with the chain, 32768 tokens took
-// 71 us a layer on an H100, now 41). Launching the merge while the parts still run (programmatic
-// dependent launch) lost: 53 us, its waiting blocks crowd out those that work. The same holds for
-// the recurrent delta rule.
+// Splits fill the card about once with two blocks per SM; what joins them is in attention_merge.cu.
 #include <algorithm>
 #include <type_traits>
 
-#include "device/cuda/activation.cuh"
 #include "device/cuda/attention_kernels.h"
+#include "device/cuda/attention_split.cuh"
 #include "device/cuda/cache_types.cuh"
-#include "device/cuda/fixed_rows.cuh"
 #include "device/cuda/overlap.cuh"
 #include "device/cuda/tensor_core.cuh"
 
@@ -39,48 +33,6 @@ namespace {
 
 constexpr int kTile = 16;  // cached tokens per warp and step
 constexpr int kWarps = 4;
-constexpr int kLeastSplit = 256;  // tokens
-constexpr int kMostSplits = 128;
-constexpr float kLog2E = 1.4426950408889634f;
-
-// Part of the context that one split covers, the same for all kernels.
-struct SplitRange {
-  int32_t begin;
-  int32_t end;
-};
-__device__ inline int32_t split_length(int32_t visible, int32_t num_splits) {
-  const int32_t length = (visible + num_splits - 1) / num_splits;
-  return max(kLeastSplit, (length + kTile - 1) / kTile * kTile);
-}
-__device__ inline SplitRange split_range(int32_t visible, int32_t num_splits, int32_t split) {
-  const int32_t length = split_length(visible, num_splits);
-  return {min(visible, split * length), min(visible, (split + 1) * length)};
-}
-
-// Where the results of (item, kv head, split) go: rows of [head_dim] floats, then max and sum.
-struct Partial {
-  float* values;  // [rows, head_dim]
-  float* stats;   // [rows, 2]
-};
-__device__ inline Partial partial_of(void* workspace, int64_t index, int rows, int head_dim) {
-  float* base = static_cast<float*>(workspace) + index * rows * (head_dim + 2);
-  return {base, base + static_cast<int64_t>(rows) * head_dim};
-}
-
-// With the gate, if there is one. Returns what is stored.
-template <class T>
-__device__ __forceinline__ float store_attended_of(const AttentionLaunch& args, int64_t at,
-                                                   float value) {
-  T result = Round<T>::of(value);
-  if (args.gate != nullptr) result = sigmoid_mul(result, static_cast<const T*>(args.gate)[at]);
-  static_cast<T*>(args.out)[at] = result;
-  return to_float(result);
-}
-__device__ __forceinline__ float store_attended(const AttentionLaunch& args, int64_t at,
-                                                float value) {
-  return args.type == Scalar::kBF16 ? store_attended_of<BFloat>(args, at, value)
-                                    : store_attended_of<Half>(args, at, value);
-}
 
 template <class C, int kDim>
 struct DecodeShape {
@@ -403,96 +355,13 @@ __global__ __launch_bounds__(32 * kWarps) void decode_kernel(AttentionParams par
 #endif
 }
 
-// Grid (rows, num_kv_heads, items), a thread per dim and, of many parts, per quarter of them:
-// reading one part after the other is what takes the time.
-constexpr int kMergers = 4;
-constexpr int kManySplits = 16;
-__global__ void __launch_bounds__(256 * kMergers)
-    merge_kernel(AttentionParams params, Tiling tiling, int num_splits, int rows_per_item) {
-  __shared__ float weights[kMostSplits];
-  __shared__ float sums[kMostSplits];
-  __shared__ float shares[kMergers][2][256];  // of value and sum
-  let_next_kernel_start();
-  const TilePlace place = find_tile(tiling, static_cast<int32_t>(blockIdx.z));
-  const AttentionLaunch& args = params.args;
-  const int seq = max(place.seq, 0);
-  const int32_t seq_begin = params.batch.query_start[seq];
-  const int32_t first_token = place.tile * tiling.tile_tokens;
-  const int32_t num_tokens =
-      min(tiling.tile_tokens, params.batch.query_start[seq + 1] - seq_begin - first_token);
-  const int row = static_cast<int>(blockIdx.x);
-  const int32_t visible = params.batch.context_len[seq] + first_token + num_tokens;
-  wait_for_previous_kernel();
-  if (place.seq < 0 || row >= num_tokens * params.group) return;
-  const int kv_head = static_cast<int>(blockIdx.y);
-  const int dim = static_cast<int>(threadIdx.x);
-  const auto merger = static_cast<int>(threadIdx.y);
-  const auto mergers = static_cast<int>(blockDim.y);
-  const int64_t first =
-      (static_cast<int64_t>(blockIdx.z) * args.num_kv_heads + kv_head) * num_splits;
-  const int32_t length = split_length(visible, num_splits);
-  const int parts = min(num_splits, (visible + length - 1) / length);
-  for (int part = merger * static_cast<int>(blockDim.x) + dim; part < parts;
-       part += mergers * static_cast<int>(blockDim.x)) {
-    const Partial partial =
-        partial_of(params.workspace.scratch, first + part, rows_per_item, args.head_dim);
-    weights[part] = partial.stats[2 * row];
-    sums[part] = partial.stats[2 * row + 1];
-  }
-  __syncthreads();
-  float peak = -INFINITY;  // finite in the end: every token sees itself
-#pragma unroll 8
-  for (int part = 0; part < parts; ++part) peak = fmaxf(peak, weights[part]);
-  float sum = 0;
-  float value = 0;
-  const float* values =
-      partial_of(params.workspace.scratch, first, rows_per_item, args.head_dim).values +
-      row * args.head_dim + dim;
-  const int64_t stride = static_cast<int64_t>(rows_per_item) * (args.head_dim + 2);
-#pragma unroll 8
-  for (int part = merger; part < parts; part += mergers) {
-    const float weight = exp2f(weights[part] - peak);
-    sum += weight * sums[part];
-    value += weight * values[part * stride];
-  }
-  shares[merger][0][dim] = value;
-  shares[merger][1][dim] = sum;
-  __syncthreads();
-  const int64_t token = seq_begin + first_token + row / params.group;
-  const int64_t first_dim =
-      (token * args.num_heads + kv_head * params.group + row % params.group) * args.head_dim;
-  if (merger == 0) {
-    for (int other = 1; other < mergers; ++other) {
-      value += shares[other][0][dim];
-      sum += shares[other][1][dim];
-    }
-    shares[0][0][dim] = store_attended(args, first_dim + dim, value / sum);
-  }
-  if (args.gate == nullptr || args.fixed.digits == nullptr) return;
-  __syncthreads();
-  if (merger != 0 || dim >= args.head_dim / 8) return;
-  float x[8];
-#pragma unroll
-  for (int i = 0; i < 8; ++i) x[i] = shares[0][0][dim * 8 + i];
-  write_fixed(x, static_cast<int>(token), first_dim % args.fixed.in_features / 8 + dim, args.fixed);
-}
-
 template <class C, int kDim, int kColumns>
 AttentionEnd launch_shape(const AttentionParams& params, const Tiling& tiling, int32_t num_items,
                           cudaStream_t stream) {
   const AttentionLaunch& args = params.args;
   constexpr int kRows = 8 * kColumns;
-  const int64_t blocks = static_cast<int64_t>(num_items) * args.num_kv_heads;
-  const int64_t partial_bytes = kRows * (kDim + 2) * static_cast<int64_t>(sizeof(float));
-  const int64_t room =
-      params.workspace.scratch == nullptr
-          ? 1
-          : static_cast<int64_t>(params.workspace.scratch_size) / (partial_bytes * blocks);
-  const int64_t longest = static_cast<int64_t>(params.batch.max_blocks) * params.batch.block_size;
-  int64_t splits = 2 * params.workspace.num_sms / blocks;
-  splits = std::min(
-      {splits, room, (longest + kLeastSplit - 1) / kLeastSplit, static_cast<int64_t>(kMostSplits)});
-  splits = std::max<int64_t>(splits, 1);
+  const int splits =
+      splits_of(params, num_items, 2 * params.workspace.num_sms / args.num_kv_heads, kRows);
 
   auto* kernel = decode_kernel<C, kDim, kColumns>;
   constexpr size_t kShared =
@@ -500,18 +369,9 @@ AttentionEnd launch_shape(const AttentionParams& params, const Tiling& tiling, i
   allow_shared_memory(kernel, kShared);
   const auto kv_heads = static_cast<unsigned>(args.num_kv_heads);
   const auto items = static_cast<unsigned>(num_items);
-  const int capability = params.workspace.compute_capability;
   launch_overlapped(kernel, dim3(static_cast<unsigned>(splits), kv_heads, items), 32 * kWarps,
-                    kShared, stream, capability, params, tiling);
-  if (splits > 1) {
-    const auto rows = static_cast<unsigned>(std::min(kRows, tiling.tile_tokens * params.group));
-    launch_overlapped(merge_kernel, dim3(rows, kv_heads, items),
-                      dim3(kDim, splits < kManySplits ? 1 : kMergers), 0, stream, capability,
-                      params, tiling, static_cast<int>(splits), kRows);
-  }
-  if (args.gate == nullptr) return AttentionEnd::kAttended;
-  return splits > 1 && args.fixed.digits != nullptr ? AttentionEnd::kGatedAndFixed
-                                                    : AttentionEnd::kGated;
+                    kShared, stream, params.workspace.compute_capability, params, tiling);
+  return end_splits(params, tiling, num_items, splits, kRows, stream);
 }
 
 template <class C, int kDim>

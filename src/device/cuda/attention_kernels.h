@@ -1,4 +1,4 @@
-// What attention.cu, attention_decode.cu and attention_prefill.cu share.
+// What the files of attention share.
 #pragma once
 
 #include "device/cuda/attention.h"
@@ -20,7 +20,10 @@ constexpr int32_t kLongestDecode = 8;
 AttentionEnd launch_decode(const AttentionParams& params, int32_t at_most, cudaStream_t stream);
 // Sequences with more than `longer_than` new tokens.
 bool launch_prefill(const AttentionParams& params, int32_t longer_than, cudaStream_t stream);
+// Sequences with more than `longer_than` new tokens, where lanes_support(); with the gate.
+AttentionEnd launch_lanes(const AttentionParams& params, int32_t longer_than, cudaStream_t stream);
 bool decode_supports(const AttentionParams& params);
+bool lanes_support(const AttentionParams& params);
 bool prefill_supports(const AttentionParams& params);
 
 }  // namespace nibble::cuda

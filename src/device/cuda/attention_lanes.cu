@@ -1,0 +1,365 @@
+// Attention without tensor cores, for GPUs before sm_80 and for what the kernels of the newer ones
+// do not take: f16 queries over a bf16 cache. Decode reads the cache at a pace that f32 arithmetic
+// allows (a byte of an 8-bit cache and 6 heads: 6 multiplications and the widening); a prompt's
+// tokens take the same kernel, each for itself.
+//
+// A block handles one token, up to 8 query heads of one kv head, and one part ("split") of the
+// context. Each of its four warps takes turns with tiles of 32 cached tokens and has its own online
+// softmax.
+// Scores: a lane has 4 tokens and a quarter of their dims, so that a value of q, which lies in
+// shared memory, serves four products per load; the four lanes of a token then add up, each for one
+// of the 4 tokens, and have a lane's token each in the end: lane 4 g + t that of number 8 t + g.
+// Output: a lane has its dims of all heads; weights pass through shared memory.
+#include <algorithm>
+
+#include "device/cuda/attention_kernels.h"
+#include "device/cuda/attention_split.cuh"
+#include "device/cuda/cache_types.cuh"
+#include "device/cuda/overlap.cuh"
+#include "device/cuda/ragged.cuh"
+
+namespace nibble::cuda {
+namespace {
+
+constexpr int kTile = 32;  // cached tokens per warp and step
+constexpr int kWarps = 4;
+constexpr int kMostHeads = 8;  // of a block
+constexpr int kAtOnce = 4;     // values on their way while as many are multiplied
+template <int kHeads>
+constexpr int kBlocksPerSm = kHeads <= 6 ? 3 : 2;
+
+// The words' elements as floats.
+template <class C, int kWords>
+__device__ __forceinline__ void widen(const uint32_t (&words)[kWords],
+                                      float (&to)[kWords * 4 / sizeof(C)]) {
+#pragma unroll
+  for (int w = 0; w < kWords; ++w) {
+    if constexpr (sizeof(C) == 2) {
+      const float2 pair = unpack_pair<C>(words[w]);
+      to[2 * w] = pair.x, to[2 * w + 1] = pair.y;
+    } else {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        uint32_t pair_bits;
+        if constexpr (std::is_same_v<C, E5M2>) {  // the upper bytes of f16
+          pair_bits = __byte_perm(words[w], 0, half == 0 ? 0x1404 : 0x3424);
+        } else {
+          pair_bits = widen_pair<C>(words[w] >> (16 * half) & 0xffffu);
+        }
+        const float2 pair = unpack_pair<Half>(pair_bits);
+        to[4 * w + 2 * half] = pair.x, to[4 * w + 2 * half + 1] = pair.y;
+      }
+    }
+  }
+}
+
+// So many bytes, aligned to themselves; fewer than 4 are the low ones of a word.
+template <int kBytes>
+__device__ __forceinline__ void load_bytes(const uint8_t* from,
+                                           uint32_t (&words)[(kBytes + 3) / 4]) {
+  if constexpr (kBytes == 16) {
+    const uint4 loaded = *reinterpret_cast<const uint4*>(from);
+    words[0] = loaded.x, words[1] = loaded.y, words[2] = loaded.z, words[3] = loaded.w;
+  } else if constexpr (kBytes == 8) {
+    const uint2 loaded = *reinterpret_cast<const uint2*>(from);
+    words[0] = loaded.x, words[1] = loaded.y;
+  } else if constexpr (kBytes == 4) {
+    words[0] = *reinterpret_cast<const uint32_t*>(from);
+  } else {
+    words[0] = *reinterpret_cast<const uint16_t*>(from);
+  }
+}
+
+template <class C, int kDim>
+struct LanesShape {
+  static constexpr int kElement = static_cast<int>(sizeof(C));
+  static constexpr int kRowBytes = kDim * kElement;
+  static constexpr int kPerChunk = 16 / kElement;  // dims of 16 bytes
+  static constexpr int kChunks = kRowBytes / 64;   // of a lane
+  static constexpr int kLaneDims = kDim / 32;      // of a value row
+  // Where q has a dim: a chunk's fourths of the four lanes side by side.
+  static __device__ int place_of(int dim) {
+    const int chunk = dim / kPerChunk;
+    const int fourth = dim % kPerChunk / 4;
+    return ((chunk / 4 * (kPerChunk / 4) + fourth) * 4 + chunk % 4) * 4 + dim % 4;
+  }
+};
+
+// The largest score of a row over all warps.
+template <int kHeads>
+__device__ __forceinline__ float peak_of(const float (&stats)[kWarps][kHeads][2], int row) {
+  float peak = stats[0][row][0];
+#pragma unroll
+  for (int w = 1; w < kWarps; ++w) peak = fmaxf(peak, stats[w][row][0]);
+  return peak;
+}
+// What weights are relative to: a row of nothing but -inf has sums of zero.
+__device__ __forceinline__ float base_of(float peak) {
+  return peak == -INFINITY ? 0.0f : peak;
+}
+
+// Grid (tokens, num_kv_heads * parts of a group, splits), 128 threads.
+template <class C, int kDim, int kHeads>
+__global__ void __launch_bounds__(32 * kWarps, kBlocksPerSm<kHeads>)
+    attend_lanes_kernel(AttentionParams params, Tiling tiling, int rows_per_item) {
+  using Shape = LanesShape<C, kDim>;
+  constexpr int kLaneDims = Shape::kLaneDims;
+  constexpr int kLaneBytes = kLaneDims * Shape::kElement;
+  constexpr int kValueWords = (kLaneBytes + 3) / 4;
+  constexpr int kValueDims = kValueWords * 4 / Shape::kElement;  // with what a short word repeats
+  __shared__ __align__(16) float queries[kHeads * kDim];         // then the sums of all warps
+  __shared__ __align__(16) float weights[kWarps][kTile][kMostHeads];
+  __shared__ float stats[kWarps][kHeads][2];
+  let_next_kernel_start();
+  const TilePlace place = find_tile(tiling, static_cast<int32_t>(blockIdx.x));
+  const AttentionLaunch& args = params.args;
+  const DeviceBatch& batch = params.batch;
+  const int seq = max(place.seq, 0);
+  const int32_t visible = batch.context_len[seq] + place.tile + 1;
+  const int num_splits = static_cast<int>(gridDim.z);
+  const SplitRange range = split_range(visible, num_splits, static_cast<int>(blockIdx.z));
+  wait_for_previous_kernel();
+  if (place.seq < 0 || range.begin >= range.end) return;
+
+  const int tid = static_cast<int>(threadIdx.x);
+  const int lane = tid & 31;
+  const int warp = tid / 32;
+  const int kv_head = static_cast<int>(blockIdx.y) % args.num_kv_heads;
+  const int first_row = static_cast<int>(blockIdx.y) / args.num_kv_heads * kHeads;
+  const int num_rows = min(kHeads, params.group - first_row);
+  const int64_t token = batch.query_start[seq] + place.tile;
+  const int64_t first_query =
+      (token * args.num_heads + static_cast<int64_t>(kv_head) * params.group + first_row) * kDim;
+  for (int i = tid; i < kHeads * kDim; i += 32 * kWarps) {
+    float value = 0;  // of heads that there are not
+    if (i / kDim < num_rows)
+      value = args.type == Scalar::kBF16
+                  ? to_float(static_cast<const BFloat*>(args.q)[first_query + i])
+                  : to_float(static_cast<const Half*>(args.q)[first_query + i]);
+    queries[i / kDim * kDim + Shape::place_of(i % kDim)] = value * args.softmax_scale * kLog2E;
+  }
+  __syncthreads();
+
+  const int32_t num_tiles = (range.end - range.begin + kTile - 1) / kTile;
+  const int64_t row_bytes = int64_t{args.num_kv_heads} * Shape::kRowBytes;
+  const int32_t* table = batch.block_table + static_cast<int64_t>(place.seq) * batch.max_blocks;
+  const auto* keys = static_cast<const uint8_t*>(args.k_cache) + kv_head * Shape::kRowBytes;
+  const auto* values =
+      static_cast<const uint8_t*>(args.v_cache) + kv_head * Shape::kRowBytes + lane * kLaneBytes;
+
+  float o[kHeads][kLaneDims] = {};
+  float largest[kHeads];
+  float total[kHeads];  // of this lane's tokens
+#pragma unroll
+  for (int r = 0; r < kHeads; ++r) largest[r] = -INFINITY, total[r] = 0;
+
+  for (int32_t tile = warp; tile < num_tiles; tile += kWarps) {
+    const int32_t begin = range.begin + tile * kTile;
+    const int32_t count = min(kTile, range.end - begin);
+    // Tokens past the end repeat the last one, with a weight of zero.
+    const int32_t position = begin + min(lane, count - 1);
+    const int32_t cache_row =
+        table[position / batch.block_size] * batch.block_size + position % batch.block_size;
+    const uint8_t* key[4];
+    uint32_t keys_ahead[4][4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      key[i] =
+          keys + __shfl_sync(0xffffffffu, cache_row, 8 * i + lane / 4) * row_bytes + lane % 4 * 16;
+      load_bytes<16>(key[i], keys_ahead[i]);
+    }
+
+    float s[4][kHeads] = {};
+#pragma unroll 1
+    for (int chunk = 0; chunk < Shape::kChunks; ++chunk) {
+      uint32_t now[4][4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+#pragma unroll
+        for (int w = 0; w < 4; ++w) now[i][w] = keys_ahead[i][w];
+        if (chunk + 1 < Shape::kChunks) load_bytes<16>(key[i] + (chunk + 1) * 64, keys_ahead[i]);
+      }
+      const float* query = queries + (chunk * Shape::kPerChunk + lane % 4) * 4;
+#pragma unroll
+      for (int fourth = 0; fourth < Shape::kPerChunk / 4; ++fourth) {
+        constexpr int kWords = Shape::kElement;  // of four dims
+        float k[4][4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          uint32_t words[kWords];
+#pragma unroll
+          for (int w = 0; w < kWords; ++w) words[w] = now[i][fourth * kWords + w];
+          widen<C>(words, k[i]);
+        }
+#pragma unroll
+        for (int r = 0; r < kHeads; ++r) {
+          const float4 q = *reinterpret_cast<const float4*>(query + r * kDim + fourth * 16);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            s[i][r] += k[i][0] * q.x;
+            s[i][r] += k[i][1] * q.y;
+            s[i][r] += k[i][2] * q.z;
+            s[i][r] += k[i][3] * q.w;
+          }
+        }
+      }
+    }
+
+    const bool upper = (lane & 2) != 0, odd = (lane & 1) != 0;
+    const bool present = 8 * (lane % 4) + lane / 4 < count;
+    float weight[kMostHeads] = {};
+#pragma unroll
+    for (int r = 0; r < kHeads; ++r) {
+      float two[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        two[i] = (upper ? s[i + 2][r] : s[i][r]) +
+                 __shfl_xor_sync(0xffffffffu, upper ? s[i][r] : s[i + 2][r], 2);
+      float score =
+          (odd ? two[1] : two[0]) + __shfl_xor_sync(0xffffffffu, odd ? two[0] : two[1], 1);
+      if (!present) score = -INFINITY;
+      float peak = score;
+#pragma unroll
+      for (int offset = 16; offset > 0; offset /= 2)
+        peak = fmaxf(peak, __shfl_xor_sync(0xffffffffu, peak, offset));
+      peak = fmaxf(peak, largest[r]);
+      const float base = base_of(peak);
+      const float factor = exp2f(largest[r] - base);
+      weight[r] = exp2f(score - base);
+      largest[r] = peak;
+      total[r] = total[r] * factor + weight[r];
+      if (factor != 1.0f) {  // the same in all lanes
+#pragma unroll
+        for (int d = 0; d < kLaneDims; ++d) o[r][d] *= factor;
+      }
+    }
+    auto* own = reinterpret_cast<float4*>(weights[warp][8 * (lane % 4) + lane / 4]);
+    own[0] = make_float4(weight[0], weight[1], weight[2], weight[3]);
+    own[1] = make_float4(weight[4], weight[5], weight[6], weight[7]);
+    __syncwarp();
+
+    uint32_t values_ahead[kAtOnce][kValueWords];
+    const auto fetch = [&](int32_t first) {
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j)
+        load_bytes<kLaneBytes>(values + __shfl_sync(0xffffffffu, cache_row, first + j) * row_bytes,
+                               values_ahead[j]);
+    };
+    fetch(0);
+#pragma unroll 1
+    for (int32_t first = 0; first < count; first += kAtOnce) {
+      uint32_t now[kAtOnce][kValueWords];
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j)
+#pragma unroll
+        for (int w = 0; w < kValueWords; ++w) now[j][w] = values_ahead[j][w];
+      if (first + kAtOnce < count) fetch(first + kAtOnce);
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        float v[kValueDims];
+        widen<C>(now[j], v);
+        const auto* of_token = reinterpret_cast<const float4*>(weights[warp][first + j]);
+        const float4 low = of_token[0], high = of_token[1];
+        const float p[kMostHeads] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+        for (int r = 0; r < kHeads; ++r)
+#pragma unroll
+          for (int d = 0; d < kLaneDims; ++d) o[r][d] += p[r] * v[d];
+      }
+    }
+    __syncwarp();  // before the weights are replaced
+  }
+
+  // Warps meet: each adds its share, weighed by its own largest score beside that of all.
+#pragma unroll
+  for (int r = 0; r < kHeads; ++r) {
+    const float sum = warp_sum(total[r]);
+    if (lane == 0) stats[warp][r][0] = largest[r], stats[warp][r][1] = sum;
+  }
+  __syncthreads();
+  for (int turn = 0; turn < kWarps; ++turn) {
+    if (turn == warp) {
+#pragma unroll
+      for (int r = 0; r < kHeads; ++r) {
+        const float share = exp2f(largest[r] - base_of(peak_of(stats, r)));
+#pragma unroll
+        for (int d = 0; d < kLaneDims; ++d) {
+          float& to = queries[r * kDim + lane * kLaneDims + d];
+          to = (turn == 0 ? 0.0f : to) + share * o[r][d];
+        }
+      }
+    }
+    __syncthreads();
+  }
+  const Partial partial =
+      num_splits > 1 ? partial_of(params.workspace.scratch,
+                                  (static_cast<int64_t>(blockIdx.x) * args.num_kv_heads + kv_head) *
+                                          num_splits +
+                                      blockIdx.z,
+                                  rows_per_item, kDim)
+                     : Partial{};
+  for (int i = tid; i < num_rows * kDim; i += 32 * kWarps) {
+    const int row = i / kDim;
+    const float peak = peak_of(stats, row);
+    const float base = base_of(peak);
+    float sum = 0;
+    for (int w = 0; w < kWarps; ++w) sum += exp2f(stats[w][row][0] - base) * stats[w][row][1];
+    if (num_splits > 1) {
+      partial.values[first_row * kDim + i] = queries[i];
+      float* of_row = partial.stats + 2 * (first_row + row);
+      if (i % kDim == 0) of_row[0] = peak, of_row[1] = sum;
+    } else {
+      store_attended(args, first_query + i, queries[i] / sum);
+    }
+  }
+}
+
+template <class C, int kDim, int kHeads>
+AttentionEnd launch_shape(const AttentionParams& params, int32_t longer_than, cudaStream_t stream) {
+  const int32_t tokens = params.batch.num_tokens;
+  const int blocks = params.args.num_kv_heads * ((params.group + kHeads - 1) / kHeads);
+  const int places = kBlocksPerSm<kHeads> * params.workspace.num_sms;
+  const int splits = splits_of(params, tokens, places / blocks, params.group);
+  const Tiling tiling{params.batch.query_start, params.batch.num_seqs, 1, longer_than};
+  launch_overlapped(attend_lanes_kernel<C, kDim, kHeads>,
+                    dim3(static_cast<unsigned>(tokens), static_cast<unsigned>(blocks),
+                         static_cast<unsigned>(splits)),
+                    32 * kWarps, 0, stream, params.workspace.compute_capability, params, tiling,
+                    params.group);
+  return end_splits(params, tiling, tokens, splits, params.group, stream);
+}
+
+template <class C, int kDim>
+AttentionEnd launch_heads(const AttentionParams& params, int32_t longer_than, cudaStream_t stream) {
+  if (params.group <= 6 || (params.group > 8 && params.group <= 12))
+    return launch_shape<C, kDim, 6>(params, longer_than, stream);
+  return launch_shape<C, kDim, 8>(params, longer_than, stream);
+}
+
+template <class C>
+AttentionEnd launch_dim(const AttentionParams& params, int32_t longer_than, cudaStream_t stream) {
+  switch (params.args.head_dim) {
+    case 64: return launch_heads<C, 64>(params, longer_than, stream);
+    case 128: return launch_heads<C, 128>(params, longer_than, stream);
+    default: return launch_heads<C, 256>(params, longer_than, stream);
+  }
+}
+
+}  // namespace
+
+bool lanes_support(const AttentionParams& params) {
+  const AttentionLaunch& args = params.args;
+  const bool dim = args.head_dim == 64 || args.head_dim == 128 || args.head_dim == 256;
+  return dim && args.type != Scalar::kF32 && args.cache_type != Scalar::kF32;
+}
+
+AttentionEnd launch_lanes(const AttentionParams& params, int32_t longer_than, cudaStream_t stream) {
+  switch (params.args.cache_type) {
+    case Scalar::kF16: return launch_dim<Half>(params, longer_than, stream);
+    case Scalar::kBF16: return launch_dim<BFloat>(params, longer_than, stream);
+    case Scalar::kE4M3: return launch_dim<E4M3>(params, longer_than, stream);
+    default: return launch_dim<E5M2>(params, longer_than, stream);
+  }
+}
+
+}  // namespace nibble::cuda
