@@ -17,11 +17,11 @@ __device__ inline float load_cached(const void* cache, int64_t at) {
 // Any type and head_dim up to 256: a warp per (token, query head), one cached token at a time,
 // f32 throughout. Grid (num_tokens, num_heads), 32 threads.
 template <class T, class C>
-__global__ void plain_kernel(AttentionParams params, int32_t longer_than) {
+__global__ void plain_kernel(AttentionParams params) {
   const AttentionLaunch& args = params.args;
   const DeviceBatch& batch = params.batch;
-  const TilePlace place = find_tile({batch.query_start, batch.num_seqs, 1, longer_than},
-                                    static_cast<int32_t>(blockIdx.x));
+  const TilePlace place =
+      find_tile({batch.query_start, batch.num_seqs, 1}, static_cast<int32_t>(blockIdx.x));
   if (place.seq < 0) return;
   const int lane = static_cast<int>(threadIdx.x);
   const int head = static_cast<int>(blockIdx.y);
@@ -65,30 +65,29 @@ __global__ void plain_kernel(AttentionParams params, int32_t longer_than) {
 }
 
 template <class T, class C>
-void launch_plain(const AttentionParams& params, int32_t longer_than, cudaStream_t stream) {
+void launch_plain(const AttentionParams& params, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(params.batch.num_tokens),
                   static_cast<unsigned>(params.args.num_heads));
-  plain_kernel<T, C><<<grid, 32, 0, stream>>>(params, longer_than);
+  plain_kernel<T, C><<<grid, 32, 0, stream>>>(params);
   NB_CUDA_LAUNCHED();
 }
 
 template <class T>
-void launch_plain(const AttentionParams& params, int32_t longer_than, cudaStream_t stream) {
+void launch_plain(const AttentionParams& params, cudaStream_t stream) {
   switch (params.args.cache_type) {
-    case Scalar::kF32: return launch_plain<T, float>(params, longer_than, stream);
-    case Scalar::kF16: return launch_plain<T, Half>(params, longer_than, stream);
-    case Scalar::kBF16: return launch_plain<T, BFloat>(params, longer_than, stream);
-    case Scalar::kE4M3: return launch_plain<T, E4M3>(params, longer_than, stream);
-    case Scalar::kE5M2: return launch_plain<T, E5M2>(params, longer_than, stream);
+    case Scalar::kF32: return launch_plain<T, float>(params, stream);
+    case Scalar::kF16: return launch_plain<T, Half>(params, stream);
+    case Scalar::kBF16: return launch_plain<T, BFloat>(params, stream);
+    case Scalar::kE4M3: return launch_plain<T, E4M3>(params, stream);
+    case Scalar::kE5M2: return launch_plain<T, E5M2>(params, stream);
   }
 }
 
-// Sequences with more than `longer_than` new tokens.
-void launch_plain(const AttentionParams& params, int32_t longer_than, cudaStream_t stream) {
+void launch_plain(const AttentionParams& params, cudaStream_t stream) {
   switch (params.args.type) {
-    case Scalar::kF32: return launch_plain<float>(params, longer_than, stream);
-    case Scalar::kF16: return launch_plain<Half>(params, longer_than, stream);
-    default: return launch_plain<BFloat>(params, longer_than, stream);
+    case Scalar::kF32: return launch_plain<float>(params, stream);
+    case Scalar::kF16: return launch_plain<Half>(params, stream);
+    default: return launch_plain<BFloat>(params, stream);
   }
 }
 
@@ -98,13 +97,12 @@ AttentionEnd launch_attention(const AttentionLaunch& args, const DeviceBatch& ba
                               const Workspace& workspace, cudaStream_t stream) {
   if (batch.num_tokens == 0 || batch.num_seqs == 0) return AttentionEnd::kAttended;
   AttentionParams params{args, batch, args.num_heads / args.num_kv_heads, workspace};
-  const bool without_tensor_cores = args.form == AttentionForm::kLanes || !decode_supports(params);
-  if (args.form != AttentionForm::kPlain && without_tensor_cores && lanes_support(params))
-    return launch_lanes(params, 0, stream);
-  if (args.form == AttentionForm::kPlain || without_tensor_cores) {
-    launch_plain(params, 0, stream);
+  if (args.form == AttentionForm::kPlain || !lanes_support(params)) {
+    launch_plain(params, stream);
     return AttentionEnd::kAttended;
   }
+  if (args.form == AttentionForm::kLanes || !decode_supports(params))
+    return launch_lanes(params, 0, stream);
   // One token each, or too few tokens for a long sequence to be among them: decode only.
   if (batch.num_tokens == batch.num_seqs || batch.num_tokens <= kLongestDecode)
     return launch_decode(params, kLongestDecode, stream);

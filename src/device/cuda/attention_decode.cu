@@ -390,34 +390,21 @@ AttentionEnd launch_columns(const AttentionParams& params, int32_t at_most, cuda
                                     : launch_shape<C, kDim, 2>(params, tiling, num_items, stream);
 }
 
-template <class C>
-AttentionEnd launch_dim(const AttentionParams& params, int32_t at_most, cudaStream_t stream) {
-  switch (params.args.head_dim) {
-    case 64: return launch_columns<C, 64>(params, at_most, stream);
-    case 128: return launch_columns<C, 128>(params, at_most, stream);
-    default: return launch_columns<C, 256>(params, at_most, stream);
-  }
-}
-
 }  // namespace
 
 bool decode_supports(const AttentionParams& params) {
   const AttentionLaunch& args = params.args;
-  const bool dim = args.head_dim == 64 || args.head_dim == 128 || args.head_dim == 256;
   // Products over a bf16 cache run in bf16, which would round f16 queries.
-  const bool types = args.cache_type != Scalar::kF32 &&
-                     (args.type == Scalar::kBF16 ||
-                      (args.type == Scalar::kF16 && args.cache_type != Scalar::kBF16));
-  return dim && types && params.group <= 16 && params.workspace.compute_capability >= 80;
+  const bool types =
+      args.type == Scalar::kBF16 || (args.type == Scalar::kF16 && args.cache_type != Scalar::kBF16);
+  return has_kv_shape(args.cache_type, args.head_dim) && types && params.group <= 16 &&
+         params.workspace.compute_capability >= 80;
 }
 
 AttentionEnd launch_decode(const AttentionParams& params, int32_t at_most, cudaStream_t stream) {
-  switch (params.args.cache_type) {
-    case Scalar::kF16: return launch_dim<Half>(params, at_most, stream);
-    case Scalar::kBF16: return launch_dim<BFloat>(params, at_most, stream);
-    case Scalar::kE4M3: return launch_dim<E4M3>(params, at_most, stream);
-    default: return launch_dim<E5M2>(params, at_most, stream);
-  }
+  return with_kv_shape(params.args.cache_type, params.args.head_dim, [&](auto cache, auto dim) {
+    return launch_columns<typename decltype(cache)::type, dim>(params, at_most, stream);
+  });
 }
 
 }  // namespace nibble::cuda

@@ -15,6 +15,8 @@ struct AttentionParams {
 // Sequences with at most this many new tokens in a mixed step take the decode kernel.
 constexpr int32_t kLongestDecode = 8;
 
+constexpr float kLog2E = 1.4426950408889634f;  // softmax in powers of two
+
 // New tokens of sequences with at most `at_most` of them, where decode_supports(); with the gate,
 // if there is one.
 AttentionEnd launch_decode(const AttentionParams& params, int32_t at_most, cudaStream_t stream);

@@ -1,7 +1,8 @@
 // Attention without tensor cores, for GPUs before sm_80 and for what the kernels of the newer ones
-// do not take: f16 queries over a bf16 cache. Decode reads the cache at a pace that f32 arithmetic
-// allows (a byte of an 8-bit cache and 6 heads: 6 multiplications and the widening); a prompt's
-// tokens take the same kernel, each for itself.
+// do not take: f16 queries over a bf16 cache, and prompts with heads of 256 on sm_86 and sm_89.
+// Decode reads the cache at a pace that f32 arithmetic allows (a byte of an 8-bit cache and 6
+// heads: 6 multiplications and the widening); a prompt's tokens take the same kernel, each for
+// itself.
 //
 // A block handles one token, up to 8 query heads of one kv head, and one part ("split") of the
 // context. Each of its four warps takes turns with tiles of 32 cached tokens and has its own online
@@ -10,7 +11,7 @@
 // shared memory, serves four products per load; the four lanes of a token then add up, each for one
 // of the 4 tokens, and have a lane's token each in the end: lane 4 g + t that of number 8 t + g.
 // Output: a lane has its dims of all heads; weights pass through shared memory.
-#include <algorithm>
+#include <type_traits>
 
 #include "device/cuda/attention_kernels.h"
 #include "device/cuda/attention_split.cuh"
@@ -336,30 +337,17 @@ AttentionEnd launch_heads(const AttentionParams& params, int32_t longer_than, cu
   return launch_shape<C, kDim, 8>(params, longer_than, stream);
 }
 
-template <class C>
-AttentionEnd launch_dim(const AttentionParams& params, int32_t longer_than, cudaStream_t stream) {
-  switch (params.args.head_dim) {
-    case 64: return launch_heads<C, 64>(params, longer_than, stream);
-    case 128: return launch_heads<C, 128>(params, longer_than, stream);
-    default: return launch_heads<C, 256>(params, longer_than, stream);
-  }
-}
-
 }  // namespace
 
 bool lanes_support(const AttentionParams& params) {
-  const AttentionLaunch& args = params.args;
-  const bool dim = args.head_dim == 64 || args.head_dim == 128 || args.head_dim == 256;
-  return dim && args.type != Scalar::kF32 && args.cache_type != Scalar::kF32;
+  return params.args.type != Scalar::kF32 &&
+         has_kv_shape(params.args.cache_type, params.args.head_dim);
 }
 
 AttentionEnd launch_lanes(const AttentionParams& params, int32_t longer_than, cudaStream_t stream) {
-  switch (params.args.cache_type) {
-    case Scalar::kF16: return launch_dim<Half>(params, longer_than, stream);
-    case Scalar::kBF16: return launch_dim<BFloat>(params, longer_than, stream);
-    case Scalar::kE4M3: return launch_dim<E4M3>(params, longer_than, stream);
-    default: return launch_dim<E5M2>(params, longer_than, stream);
-  }
+  return with_kv_shape(params.args.cache_type, params.args.head_dim, [&](auto cache, auto dim) {
+    return launch_heads<typename decltype(cache)::type, dim>(params, longer_than, stream);
+  });
 }
 
 }  // namespace nibble::cuda

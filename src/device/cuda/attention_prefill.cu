@@ -23,7 +23,6 @@ namespace nibble::cuda {
 namespace {
 
 constexpr int kTile = 64;  // cached tokens
-[[maybe_unused]] constexpr float kLog2E = 1.4426950408889634f;
 
 template <int kDim, int kGroups>
 struct PrefillShape {
@@ -320,15 +319,6 @@ void launch_shape(const AttentionParams& params, int32_t longer_than, cudaStream
   launch_kernel<C, kDim, false>(params, longer_than, stream);
 }
 
-template <class C>
-void launch_dim(const AttentionParams& params, int32_t longer_than, cudaStream_t stream) {
-  switch (params.args.head_dim) {
-    case 64: return launch_shape<C, 64>(params, longer_than, stream);
-    case 128: return launch_shape<C, 128>(params, longer_than, stream);
-    default: return launch_shape<C, 256>(params, longer_than, stream);
-  }
-}
-
 }  // namespace
 
 bool prefill_supports(const AttentionParams& params) {
@@ -340,12 +330,9 @@ bool prefill_supports(const AttentionParams& params) {
 
 bool launch_prefill(const AttentionParams& params, int32_t longer_than, cudaStream_t stream) {
   if (!prefill_supports(params)) return false;
-  switch (params.args.cache_type) {
-    case Scalar::kF16: launch_dim<Half>(params, longer_than, stream); break;
-    case Scalar::kBF16: launch_dim<BFloat>(params, longer_than, stream); break;
-    case Scalar::kE4M3: launch_dim<E4M3>(params, longer_than, stream); break;
-    default: launch_dim<E5M2>(params, longer_than, stream); break;
-  }
+  with_kv_shape(params.args.cache_type, params.args.head_dim, [&](auto cache, auto dim) {
+    launch_shape<typename decltype(cache)::type, dim>(params, longer_than, stream);
+  });
   return true;
 }
 

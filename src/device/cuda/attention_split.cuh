@@ -11,7 +11,6 @@ namespace nibble::cuda {
 constexpr int kLeastSplit = 256;  // tokens
 constexpr int kSplitUnit = 16;    // of which splits hold a whole number
 constexpr int kMostSplits = 128;
-constexpr float kLog2E = 1.4426950408889634f;
 
 // Part of the context that one split covers, the same for all kernels.
 struct SplitRange {
