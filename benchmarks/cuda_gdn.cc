@@ -53,18 +53,22 @@ Layer make_layer(const std::vector<int32_t>& counts, bool fresh) {
 void prefill(const char* name, const std::vector<int32_t>& counts, size_t scratch_mib) {
   const cuda::Workspace workspace = make_workspace(scratch_mib << 20);
   Layer layer = make_layer(counts, true);
-  double ms[2];
-  for (const bool wgmma : {true, false}) {
-    layer.launch.form = wgmma ? cuda::DeltaRuleForm::kAuto : cuda::DeltaRuleForm::kChunkedMma;
-    ms[wgmma ? 0 : 1] = median_ms([&](cudaStream_t stream) {
+  double ms[3];
+  constexpr cuda::DeltaRuleForm kForms[] = {
+      cuda::DeltaRuleForm::kAuto, cuda::DeltaRuleForm::kChunkedMma, cuda::DeltaRuleForm::kColumns};
+  for (int i = 0; i < 3; ++i) {
+    layer.launch.form = kForms[i];
+    ms[i] = median_ms([&](cudaStream_t stream) {
       launch_gated_delta_net(layer.launch, layer.batch, workspace, stream);
     });
   }
   // Products of the chunked form: K K', Q K' once per value head here, X, O's first term, T, P, S.
   const double flops = 2.0 * layer.batch.num_tokens * kValueHeads *
                        (2.0 * 64 * kDim + 3.0 * kDim * kDim + 2.0 * 64 * kDim);
-  std::printf("prefill %-10s scratch %4zu MiB: %7.3f ms (%.0f TFLOP/s), mma.sync form %7.3f ms\n",
-              name, scratch_mib, ms[0], flops / ms[0] * 1e-9, ms[1]);
+  std::printf(
+      "prefill %-10s scratch %4zu MiB: %7.3f ms (%.0f TFLOP/s), mma.sync form %7.3f ms, by columns "
+      "%7.3f ms\n",
+      name, scratch_mib, ms[0], flops / ms[0] * 1e-9, ms[1], ms[2]);
   NB_CUDA(cudaFree(workspace.scratch));
 }
 

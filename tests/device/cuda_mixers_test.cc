@@ -167,16 +167,17 @@ std::vector<OwnedBatch> delta_batches() {
 }
 
 TEST_F(CudaDeltaRule, EqualsTheReferenceInF32) {
-  for (const OwnedBatch& batch : delta_batches()) {
-    SCOPED_TRACE(batch.view().num_tokens);
-    expect_reference(DType::kF32, {1, 3, 128, 128}, batch, DeltaRuleForm::kAuto, 1e-4);
-  }
+  for (const DeltaRuleForm form : {DeltaRuleForm::kAuto, DeltaRuleForm::kRecurrent})
+    for (const OwnedBatch& batch : delta_batches()) {
+      SCOPED_TRACE(batch.view().num_tokens);
+      expect_reference(DType::kF32, {1, 3, 128, 128}, batch, form, 1e-4);
+    }
 }
 
 TEST_F(CudaDeltaRule, EqualsTheReferenceIn16BitsInEveryForm) {
   for (const DType dtype : {DType::kBF16, DType::kF16})
-    for (const DeltaRuleForm form :
-         {DeltaRuleForm::kRecurrent, DeltaRuleForm::kChunkedMma, DeltaRuleForm::kAuto})
+    for (const DeltaRuleForm form : {DeltaRuleForm::kRecurrent, DeltaRuleForm::kColumns,
+                                     DeltaRuleForm::kChunkedMma, DeltaRuleForm::kAuto})
       for (const OwnedBatch& batch : delta_batches()) {
         SCOPED_TRACE(testing::Message() << dtype_name(dtype) << " form " << static_cast<int>(form)
                                         << " tokens " << batch.view().num_tokens);

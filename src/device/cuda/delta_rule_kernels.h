@@ -1,4 +1,4 @@
-// What gated_delta_net.cu and delta_rule_chunked.cu share.
+// What the files of the gated delta rule share.
 #pragma once
 
 #include "device/cuda/gated_delta_net.h"
@@ -29,5 +29,7 @@ struct Rule {
 // later. False: scratch is too small for a single chunk; nothing was launched.
 bool launch_chunked_delta_rule(const Rule& rule, Scalar type, const Workspace& workspace,
                                bool allow_wgmma, cudaStream_t stream);
+// The same sequences, any card and type.
+void launch_delta_rule_columns(const Rule& rule, Scalar type, cudaStream_t stream);
 
 }  // namespace nibble::cuda

@@ -1,7 +1,7 @@
-// The gated delta rule on CUDA: which kernels a step takes, and the recurrent ones. The chunked
-// form is in delta_rule_chunked.cu.
+// The gated delta rule on CUDA: which kernels a step takes, and the recurrent ones. Long sequences
+// take delta_rule_chunked.cu or delta_rule_columns.cu, but for head dims other than 128.
 //
-// Recurrent (decode, f32 activations, head dims other than 128): a block holds one head's state
+// Recurrent: a block holds one head's state
 // [128, 128] in registers, reads and writes it once, and walks the step's tokens. With
 // S' = e^g S + k d' the output needs no second pass: o = e^g S'q + (k.q) d. Bound by the state's
 // bytes: 2 * 64 KiB per head. Fewer heads than multiprocessors are no reason to divide a state
@@ -282,15 +282,19 @@ bool launch_gated_delta_net(const DeltaRuleLaunch& args, const DeviceBatch& batc
   // at least; otherwise this is only slower). Then the recurrent kernel takes all.
   const bool few_each = batch.num_tokens <= kLongestRecurrent * batch.num_seqs &&
                         batch.num_tokens - batch.num_seqs < 128;
-  const bool chunked = !few_each && args.form != DeltaRuleForm::kRecurrent &&
-                       args.type != Scalar::kF32 && workspace.compute_capability >= 80 &&
-                       launch_chunked_delta_rule(rule, args.type, workspace,
-                                                 args.form == DeltaRuleForm::kAuto, stream);
-  if (chunked && batch.num_seqs == 1) return false;  // the one sequence is long
-  const DeltaNorm norm = chunked ? DeltaNorm{} : args.norm;
+  const bool long_apart = !few_each && args.form != DeltaRuleForm::kRecurrent;
+  if (long_apart) {
+    const bool chunked = args.form != DeltaRuleForm::kColumns && args.type != Scalar::kF32 &&
+                         workspace.compute_capability >= 80 &&
+                         launch_chunked_delta_rule(rule, args.type, workspace,
+                                                   args.form == DeltaRuleForm::kAuto, stream);
+    if (!chunked) launch_delta_rule_columns(rule, args.type, stream);
+    if (batch.num_seqs == 1) return false;  // the one sequence is long
+  }
+  const DeltaNorm norm = long_apart ? DeltaNorm{} : args.norm;
   with_type(args.type, [&](auto type) {
-    launch_recurrent<typename decltype(type)::type>(rule, chunked ? kLongestRecurrent : INT32_MAX,
-                                                    norm, workspace, stream);
+    launch_recurrent<typename decltype(type)::type>(
+        rule, long_apart ? kLongestRecurrent : INT32_MAX, norm, workspace, stream);
   });
   return norm.gate != nullptr;
 }

@@ -40,9 +40,9 @@ void launch_delta_gates(const DeltaGatesLaunch& gates, const Workspace& workspac
 void launch_delta_inputs(const ConvLaunch& conv, const DeltaGatesLaunch& gates,
                          const DeviceBatch& batch, const Workspace& workspace, cudaStream_t stream);
 
-// Which form longer sequences take. kAuto: chunked on tensor cores where head dims, element type
-// and card allow it. The others are for tests and benchmarks.
-enum class DeltaRuleForm : uint8_t { kAuto, kRecurrent, kChunkedMma };
+// Which form longer sequences take. kAuto: chunked on tensor cores where element type and card
+// allow it, otherwise by columns. The others are for tests and benchmarks.
+enum class DeltaRuleForm : uint8_t { kAuto, kRecurrent, kColumns, kChunkedMma };
 
 // The gated norm of device/ops.h over the rule's output.
 struct DeltaNorm {
