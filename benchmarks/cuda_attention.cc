@@ -12,6 +12,7 @@ constexpr int kHeads = 24;
 constexpr int kKvHeads = 4;
 constexpr int kDim = 256;
 constexpr int kBlock = 16;
+constexpr double kMostByLanes = 1e8;  // pairs of tokens in a prompt, for patience
 
 const char* name_of(cuda::Scalar type) {
   return type == cuda::Scalar::kBF16   ? "bf16"
@@ -80,10 +81,16 @@ void run(cuda::Scalar cache_type, int num_seqs, int new_tokens, int context, int
     const double flops = 4.0 * kHeads * kDim * visible * num_seqs;
     std::printf("prefill %s %d x %5d tokens at %6d: %8.3f ms a layer, %4.0f TFLOP/s",
                 name_of(cache_type), num_seqs, new_tokens, context, ms, flops / ms * 1e-9);
-    launch.form = cuda::AttentionForm::kMma;
-    const double mma = median_ms(
-        [&](cudaStream_t stream) { launch_attention(launch, batch, workspace, stream); }, 5);
-    std::printf(" (mma.sync form %4.0f)\n", flops / mma * 1e-9);
+    for (const auto& [name, form] : {std::pair{"small", cuda::AttentionForm::kSmall},
+                                     {"quads", cuda::AttentionForm::kQuads},
+                                     {"lanes", cuda::AttentionForm::kLanes}}) {
+      if (visible > kMostByLanes && form == cuda::AttentionForm::kLanes) continue;
+      launch.form = form;
+      const double other = median_ms(
+          [&](cudaStream_t stream) { launch_attention(launch, batch, workspace, stream); }, 3);
+      std::printf(", %s form %.1f", name, flops / other * 1e-9);
+    }
+    std::printf("\n");
   }
   for (uint8_t* cache : caches) NB_CUDA(cudaFree(cache));
 }
@@ -105,7 +112,7 @@ int main() {
   run(Scalar::kE5M2, 16, 1, 200000, 1, bandwidth);
   run(Scalar::kBF16, 16, 1, 32768, 1, bandwidth);
   run(Scalar::kE5M2, 1, 5, 200000, 2, bandwidth);
-  for (const Scalar type : {Scalar::kBF16, Scalar::kE5M2}) {
+  for (const Scalar type : {Scalar::kE5M2, Scalar::kBF16}) {
     run(type, 1, 8192, 0, 1, bandwidth);
     run(type, 1, 8192, 32768, 1, bandwidth);
     run(type, 1, 8192, 122880, 1, bandwidth);

@@ -277,8 +277,9 @@ TEST_F(CudaAttention, EqualsTheReferenceForEveryCacheTypeAndForm) {
   for (const DType dtype : {DType::kBF16, DType::kF16, DType::kF32})
     for (const DType cache :
          {DType::kF32, DType::kF16, DType::kBF16, DType::kF8E4M3, DType::kF8E5M2})
-      for (const AttentionForm form : {AttentionForm::kAuto, AttentionForm::kMma,
-                                       AttentionForm::kLanes, AttentionForm::kPlain}) {
+      for (const AttentionForm form :
+           {AttentionForm::kAuto, AttentionForm::kSmall, AttentionForm::kQuads,
+            AttentionForm::kLanes, AttentionForm::kPlain}) {
         if (form != AttentionForm::kAuto && (dtype == DType::kF32 || cache == DType::kF32))
           continue;
         for (const OwnedBatch& batch : batches()) {
@@ -293,9 +294,9 @@ TEST_F(CudaAttention, EqualsTheReferenceForEveryCacheTypeAndForm) {
 TEST_F(CudaAttention, TakesEveryHeadDimAndGroup) {
   for (const int head_dim : {64, 80, 128, 256})
     for (const int group : {1, 6, 16})
-      for (const DType cache : {DType::kBF16, DType::kF8E5M2})
-        for (const AttentionForm form :
-             {AttentionForm::kAuto, AttentionForm::kMma, AttentionForm::kLanes})
+      for (const DType cache : {DType::kBF16, DType::kF16, DType::kF8E5M2})
+        for (const AttentionForm form : {AttentionForm::kAuto, AttentionForm::kSmall,
+                                         AttentionForm::kQuads, AttentionForm::kLanes})
           for (const OwnedBatch& batch : batches()) {
             SCOPED_TRACE(testing::Message()
                          << "head_dim " << head_dim << " group " << group << " over "
@@ -310,6 +311,51 @@ TEST_F(CudaAttention, DoesNotSplitWithoutScratch) {
   for (const OwnedBatch& batch : batches())
     for (const AttentionForm form : {AttentionForm::kAuto, AttentionForm::kLanes})
       expect_reference(DType::kBF16, DType::kBF16, 1, 6, 256, batch, form, 1e-2);
+}
+
+// The first of nine tokens sees its own value alone: every code of an 8-bit cache, and no rounding.
+TEST_F(CudaAttention, WidensEveryCodeExactly) {
+  constexpr int kTokens = 9, kDim = 256;
+  for (const DType cache_dtype : {DType::kF8E4M3, DType::kF8E5M2})
+    for (const AttentionForm form : {AttentionForm::kAuto, AttentionForm::kSmall,
+                                     AttentionForm::kQuads, AttentionForm::kLanes})
+      for (const int tokens : {1, kTokens}) {
+        SCOPED_TRACE(testing::Message() << dtype_name(cache_dtype) << " form "
+                                        << static_cast<int>(form) << " tokens " << tokens);
+        const OwnedBatch batch(std::vector<int32_t>{tokens});
+        const HostTensor q = normal(DType::kF16, {tokens, 1, kDim});
+        const Shape shape = {batch.num_blocks(), batch.view().block_size, 1, kDim};
+        const HostTensor keys(cache_dtype, shape);
+        const HostTensor values(cache_dtype, shape);
+        auto* codes = static_cast<uint8_t*>(values.view().data);
+        for (int64_t i = 0; i < shape.num_elements(); ++i) codes[i] = static_cast<uint8_t>(i);
+        const HostTensor out(DType::kF16, {tokens, 1, kDim});
+        void* gpu_out = poisoned(out);
+        const cuda::AttentionLaunch launch{upload(q),
+                                           gpu_out,
+                                           upload(keys),
+                                           upload(values),
+                                           scalar_of(DType::kF16),
+                                           scalar_of(cache_dtype),
+                                           1,
+                                           1,
+                                           kDim,
+                                           1,
+                                           form};
+        launch_attention(launch, device_batch(upload(batch)), workspace_, nullptr);
+        download(out, gpu_out);
+        const std::vector<float> actual = out.floats();
+        const std::vector<float> expected = values.floats();
+        for (int i = 0; i < kDim; ++i) {
+          const float value = expected[static_cast<size_t>(i)];
+          if (std::isfinite(value)) {
+            EXPECT_EQ(actual[static_cast<size_t>(i)], value) << "code " << i;
+          } else {  // times a weight of zero an infinity is no number
+            EXPECT_FALSE(std::isfinite(actual[static_cast<size_t>(i)])) << "code " << i;
+          }
+        }
+        memory_.clear();
+      }
 }
 
 TEST_F(CudaMixers, ConvolutionAndGatesEqualTheReference) {

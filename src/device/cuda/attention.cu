@@ -101,15 +101,19 @@ AttentionEnd launch_attention(const AttentionLaunch& args, const DeviceBatch& ba
     launch_plain(params, stream);
     return AttentionEnd::kAttended;
   }
-  if (args.form == AttentionForm::kLanes || !decode_supports(params))
-    return launch_lanes(params, 0, stream);
-  // One token each, or too few tokens for a long sequence to be among them: decode only.
+  const bool tensor_cores = args.form != AttentionForm::kLanes;
+  const auto launch_few = tensor_cores && decode_supports(params) ? launch_decode : launch_lanes;
+  // One token each, or too few tokens for a long sequence to be among them.
   if (batch.num_tokens == batch.num_seqs || batch.num_tokens <= kLongestDecode)
-    return launch_decode(params, kLongestDecode, stream);
+    return launch_few(params, kLongestDecode, stream);
+  const bool wgmma = args.form == AttentionForm::kAuto && prefill_supports(params);
+  if (!wgmma && !(tensor_cores && small_prefill_supports(params)))
+    return launch_lanes(params, INT32_MAX, stream);
   params.args.gate = nullptr;
-  if (batch.num_seqs > 1) launch_decode(params, kLongestDecode, stream);
+  if (batch.num_seqs > 1) launch_few(params, kLongestDecode, stream);
   // A single sequence is known to be long.
-  if (!launch_prefill(params, kLongestDecode, stream)) launch_lanes(params, kLongestDecode, stream);
+  const auto launch_many = wgmma ? launch_prefill : launch_small_prefill;
+  launch_many(params, kLongestDecode, stream);
   return AttentionEnd::kAttended;
 }
 

@@ -9,9 +9,10 @@
 namespace nibble::cuda {
 
 // Which kernels run. kAuto picks by card, types and lengths; the others are for tests and
-// benchmarks: kPlain is the one for every shape and type, kLanes uses no tensor cores, kMma leaves
-// wgmma out.
-enum class AttentionForm : uint8_t { kAuto, kPlain, kLanes, kMma };
+// benchmarks, where they apply: kPlain is the one for every shape and type, kLanes uses no tensor
+// cores, kSmall is what long sequences take without wgmma, kQuads the same with sm_70's
+// instructions.
+enum class AttentionForm : uint8_t { kAuto, kPlain, kLanes, kSmall, kQuads };
 
 struct AttentionLaunch {
   const void* q;  // [num_tokens, num_heads, head_dim] of type

@@ -197,9 +197,8 @@ __global__ __launch_bounds__(32 * kWarps) void decode_kernel(AttentionParams par
       if constexpr (kNarrow) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const uint32_t a[4] = {widen_pair<C>(lows[i] & 0xffffu),
-                                 widen_pair<C>(highs[i] & 0xffffu), widen_pair<C>(lows[i] >> 16),
-                                 widen_pair<C>(highs[i] >> 16)};
+          const uint32_t a[4] = {widen_pair<C, 0>(lows[i]), widen_pair<C, 0>(highs[i]),
+                                 widen_pair<C, 1>(lows[i]), widen_pair<C, 1>(highs[i])};
 #pragma unroll
           for (int column = 0; column < kColumns; ++column)
             mma_16x8x16<M>(s[column], a, q[column][4 * part + i][0], q[column][4 * part + i][1]);
@@ -279,8 +278,8 @@ __global__ __launch_bounds__(32 * kWarps) void decode_kernel(AttentionParams par
             const uint32_t select = half == 0 ? 0x5140u : 0x7362u;
             const uint32_t first = __byte_perm(words[0][w], words[1][w], select);
             const uint32_t second = __byte_perm(words[2][w], words[3][w], select);
-            const uint32_t a[4] = {widen_pair<C>(first & 0xffffu), widen_pair<C>(first >> 16),
-                                   widen_pair<C>(second & 0xffffu), widen_pair<C>(second >> 16)};
+            const uint32_t a[4] = {widen_pair<C, 0>(first), widen_pair<C, 1>(first),
+                                   widen_pair<C, 0>(second), widen_pair<C, 1>(second)};
 #pragma unroll
             for (int column = 0; column < kColumns; ++column)
               mma_16x8x16<M>(o[column][(part * kWords + w) * 2 + half], a, p[column][0],

@@ -1,8 +1,7 @@
-// Attention without tensor cores, for GPUs before sm_80 and for what the kernels of the newer ones
-// do not take: f16 queries over a bf16 cache, and prompts with heads of 256 on sm_86 and sm_89.
-// Decode reads the cache at a pace that f32 arithmetic allows (a byte of an 8-bit cache and 6
-// heads: 6 multiplications and the widening); a prompt's tokens take the same kernel, each for
-// itself.
+// Attention without tensor cores: few new tokens on GPUs before sm_80, and any number where no
+// other kernel takes the types (f16 queries over a bf16 cache). Decode reads the cache at a pace
+// that f32 arithmetic allows (a byte of an 8-bit cache and 6 heads: 6 multiplications and the
+// widening); a prompt's tokens take the same kernel, each for itself.
 //
 // A block handles one token, up to 8 query heads of one kv head, and one part ("split") of the
 // context. Each of its four warps takes turns with tiles of 32 cached tokens and has its own online
@@ -39,17 +38,10 @@ __device__ __forceinline__ void widen(const uint32_t (&words)[kWords],
       const float2 pair = unpack_pair<C>(words[w]);
       to[2 * w] = pair.x, to[2 * w + 1] = pair.y;
     } else {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        uint32_t pair_bits;
-        if constexpr (std::is_same_v<C, E5M2>) {  // the upper bytes of f16
-          pair_bits = __byte_perm(words[w], 0, half == 0 ? 0x1404 : 0x3424);
-        } else {
-          pair_bits = widen_pair<C>(words[w] >> (16 * half) & 0xffffu);
-        }
-        const float2 pair = unpack_pair<Half>(pair_bits);
-        to[4 * w + 2 * half] = pair.x, to[4 * w + 2 * half + 1] = pair.y;
-      }
+      const float2 low = unpack_pair<Half>(widen_pair<C, 0>(words[w]));
+      const float2 high = unpack_pair<Half>(widen_pair<C, 1>(words[w]));
+      to[4 * w] = low.x, to[4 * w + 1] = low.y;
+      to[4 * w + 2] = high.x, to[4 * w + 3] = high.y;
     }
   }
 }
@@ -316,12 +308,12 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocksPerSm<kHeads>)
 }
 
 template <class C, int kDim, int kHeads>
-AttentionEnd launch_shape(const AttentionParams& params, int32_t longer_than, cudaStream_t stream) {
+AttentionEnd launch_shape(const AttentionParams& params, int32_t at_most, cudaStream_t stream) {
   const int32_t tokens = params.batch.num_tokens;
   const int blocks = params.args.num_kv_heads * ((params.group + kHeads - 1) / kHeads);
   const int places = kBlocksPerSm<kHeads> * params.workspace.num_sms;
   const int splits = splits_of(params, tokens, places / blocks, params.group);
-  const Tiling tiling{params.batch.query_start, params.batch.num_seqs, 1, longer_than};
+  const Tiling tiling{params.batch.query_start, params.batch.num_seqs, 1, 0, at_most};
   launch_overlapped(attend_lanes_kernel<C, kDim, kHeads>,
                     dim3(static_cast<unsigned>(tokens), static_cast<unsigned>(blocks),
                          static_cast<unsigned>(splits)),
@@ -331,10 +323,10 @@ AttentionEnd launch_shape(const AttentionParams& params, int32_t longer_than, cu
 }
 
 template <class C, int kDim>
-AttentionEnd launch_heads(const AttentionParams& params, int32_t longer_than, cudaStream_t stream) {
+AttentionEnd launch_heads(const AttentionParams& params, int32_t at_most, cudaStream_t stream) {
   if (params.group <= 6 || (params.group > 8 && params.group <= 12))
-    return launch_shape<C, kDim, 6>(params, longer_than, stream);
-  return launch_shape<C, kDim, 8>(params, longer_than, stream);
+    return launch_shape<C, kDim, 6>(params, at_most, stream);
+  return launch_shape<C, kDim, 8>(params, at_most, stream);
 }
 
 }  // namespace
@@ -344,9 +336,9 @@ bool lanes_support(const AttentionParams& params) {
          has_kv_shape(params.args.cache_type, params.args.head_dim);
 }
 
-AttentionEnd launch_lanes(const AttentionParams& params, int32_t longer_than, cudaStream_t stream) {
+AttentionEnd launch_lanes(const AttentionParams& params, int32_t at_most, cudaStream_t stream) {
   return with_kv_shape(params.args.cache_type, params.args.head_dim, [&](auto cache, auto dim) {
-    return launch_heads<typename decltype(cache)::type, dim>(params, longer_than, stream);
+    return launch_heads<typename decltype(cache)::type, dim>(params, at_most, stream);
   });
 }
 

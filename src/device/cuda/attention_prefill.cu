@@ -1,10 +1,10 @@
-// Attention of many new tokens: FlashAttention-2's loop on tensor cores over a paged cache.
+// Attention of many new tokens with wgmma (sm_90a): FlashAttention-2's loop over a paged cache.
 //
-// A block handles one kv head and a run of one sequence's new tokens. Its 64 (mma) or 128 (wgmma)
-// rows are (token, query head of the group) pairs, token by token, so the heads of a group share
-// every key and value that is loaded and short chunks still fill the rows. It walks the cache in
-// tiles of 64 tokens, two in shared memory: the next is loaded while this one is multiplied, one
-// barrier per tile. Four warps own 64 rows: scores [64, 64] and the output [64, head_dim] stay in
+// A block handles one kv head and a run of one sequence's new tokens. Its 128 rows are (token,
+// query head of the group) pairs, token by token, so the heads of a group share every key and value
+// that is loaded and short chunks still fill the rows. It walks the cache in tiles of 64 tokens,
+// two in shared memory: the next is loaded while this one is multiplied, one barrier per tile. Four
+// warps own 64 rows: scores [64, 64] and the output [64, head_dim] stay in
 // their f32 accumulators, and rounded probabilities are the left operand of the second product
 // without leaving registers. Tiles wholly before the run's first token carry no mask.
 // 16-bit caches go to shared memory by cp.async; 8-bit ones through registers, widened to f16
@@ -12,10 +12,7 @@
 // 64 columns per wgmma with both operands in shared memory ask for its full bandwidth, which bounds
 // the first product; a tile of 80 to 128 tokens would relieve it at the price of registers.
 // Source: Dao, "FlashAttention-2", arXiv:2307.08691.
-#include <algorithm>
-#include <type_traits>
-
-#include "device/cuda/attention_kernels.h"
+#include "device/cuda/attention_rows.cuh"
 #include "device/cuda/cache_types.cuh"
 #include "device/cuda/tensor_core.cuh"
 
@@ -24,8 +21,9 @@ namespace {
 
 constexpr int kTile = 64;  // cached tokens
 
-template <int kDim, int kGroups>
+template <int kDim>
 struct PrefillShape {
+  static constexpr int kGroups = 2;  // of four warps and 64 rows
   static constexpr int kThreads = 128 * kGroups;
   static constexpr int kRows = 64 * kGroups;
   static constexpr int kPanels = kDim / kPanelColumns;
@@ -74,27 +72,24 @@ struct TileLoader {
         for (int half = 0; half < 2; ++half) {
           const uint32_t to = panels + static_cast<uint32_t>(chunk / 8 * kTile * kPanelRowBytes) +
                               panel_offset(row, (chunk & 7) + half);
-          asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to),
-                       "r"(widen_pair<C>(words[2 * half] & 0xffffu)),
-                       "r"(widen_pair<C>(words[2 * half] >> 16)),
-                       "r"(widen_pair<C>(words[2 * half + 1] & 0xffffu)),
-                       "r"(widen_pair<C>(words[2 * half + 1] >> 16))
-                       : "memory");
+          asm volatile(
+              "st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to),
+              "r"(widen_pair<C, 0>(words[2 * half])), "r"(widen_pair<C, 1>(words[2 * half])),
+              "r"(widen_pair<C, 0>(words[2 * half + 1])), "r"(widen_pair<C, 1>(words[2 * half + 1]))
+              : "memory");
         }
       }
     }
   }
 };
 
-// Grid (num_kv_heads, items), 128 threads per 64 rows.
-template <class C, int kDim, bool kWgmma>
-__global__ __launch_bounds__(kWgmma ? 256 : 128, 1) void prefill_kernel(AttentionParams params,
-                                                                        Tiling tiling) {
-#if __CUDA_ARCH__ >= 800
-  if (kWgmma && NIBBLE_HAS_WGMMA == 0) return;
+// Grid (num_kv_heads, items).
+template <class C, int kDim>
+__global__ __launch_bounds__(PrefillShape<kDim>::kThreads,
+                             1) void prefill_kernel(AttentionParams params, Tiling tiling) {
+#if NIBBLE_HAS_WGMMA
   using M = ProductType<C>;
-  constexpr int kGroups = kWgmma ? 2 : 1;
-  using Shape = PrefillShape<kDim, kGroups>;
+  using Shape = PrefillShape<kDim>;
   constexpr int kPanels = Shape::kPanels;
   extern __shared__ __align__(1024) uint8_t shared[];
   __shared__ int32_t rows[2][kTile];  // cache rows of the tiles in flight
@@ -125,14 +120,11 @@ __global__ __launch_bounds__(kWgmma ? 256 : 128, 1) void prefill_kernel(Attentio
   const int64_t row_elements = static_cast<int64_t>(args.num_kv_heads) * kDim;
   const int32_t* table = batch.block_table + static_cast<int64_t>(place.seq) * batch.max_blocks;
   const uint32_t queries = shared_address(shared);
-  const uint32_t keys = queries + kGroups * Shape::kTileBytes;
+  const uint32_t keys = queries + Shape::kGroups * Shape::kTileBytes;
   const uint32_t values = keys + 2 * Shape::kTileBytes;
 
-  const auto query_row = [&](int row) {
-    return (static_cast<int64_t>(seq_begin + first_token + row / params.group) * args.num_heads +
-            kv_head * params.group + row % params.group) *
-           kDim;
-  };
+  const QueryRows<kDim> query_rows{seq_begin + first_token, num_rows, kv_head, params.group,
+                                   args.num_heads};
   const auto find_rows = [&](int32_t tile) {
     if (tid < kTile && tile < num_tiles) {
       const int32_t position = min(tile * kTile + tid, visible - 1);
@@ -142,28 +134,7 @@ __global__ __launch_bounds__(kWgmma ? 256 : 128, 1) void prefill_kernel(Attentio
   };
   find_rows(0);
   find_rows(1);
-  // Queries into panels, in the products' type.
-  for (int item = tid; item < Shape::kRows * (kDim / 8); item += Shape::kThreads) {
-    const int row = item / (kDim / 8);
-    const int chunk = item % (kDim / 8);
-    uint4 eight = {0, 0, 0, 0};
-    if (row < num_rows) {
-      eight = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(args.q) +
-                                              query_row(row) + chunk * 8);
-      if (std::is_same_v<M, Half> && args.type == Scalar::kBF16) {
-        uint32_t words[4] = {eight.x, eight.y, eight.z, eight.w};
-#pragma unroll
-        for (uint32_t& word : words) {
-          const float2 pair = unpack_pair<BFloat>(word);
-          word = pack_pair<Half>(pair.x, pair.y);
-        }
-        eight = {words[0], words[1], words[2], words[3]};
-      }
-    }
-    const int offset = row / 64 * Shape::kTileBytes + chunk / 8 * Shape::kPanelBytes +
-                       static_cast<int>(panel_offset(row % 64, chunk & 7));
-    *reinterpret_cast<uint4*>(shared + offset) = eight;
-  }
+  queries_to_panels<M, kDim, Shape::kRows, Shape::kThreads>(args, query_rows, shared);
   __syncthreads();
   TileLoader<C, kDim, Shape::kThreads> loader;
   loader.start(args.k_cache, rows[0], row_elements, column, keys);
@@ -192,34 +163,21 @@ __global__ __launch_bounds__(kWgmma ? 256 : 128, 1) void prefill_kernel(Attentio
 
     float s[8][4] = {};
     pin(s);
-    if constexpr (kWgmma) {
-      wgmma_begin();
+    wgmma_begin();
 #pragma unroll
-      for (int step = 0; step < kDim / 16; ++step) {
-        const uint32_t at = static_cast<uint32_t>(step / 4 * Shape::kPanelBytes + step % 4 * 32);
-        wgmma<M>(s, panel_descriptor(own_queries + at), panel_descriptor(keys + buffer + at));
-      }
-      wgmma_commit();
+    for (int step = 0; step < kDim / 16; ++step) {
+      const uint32_t at = static_cast<uint32_t>(step / 4 * Shape::kPanelBytes + step % 4 * 32);
+      wgmma<M>(s, panel_descriptor(own_queries + at), panel_descriptor(keys + buffer + at));
     }
+    wgmma_commit();
     if (has_next) {
       loader.start(args.k_cache, rows[(tile + 1) & 1], row_elements, column, keys + next);
       if constexpr (!decltype(loader)::kNarrow)
         loader.start(args.v_cache, rows[(tile + 1) & 1], row_elements, column, values + next);
     }
     copy_commit();
-    if constexpr (kWgmma) {
-      wgmma_wait<0>();
-      pin(s);
-    } else {
-#pragma unroll
-      for (int step = 0; step < kDim / 16; ++step) {
-        uint32_t a[4];
-        load_left(a, own_queries + static_cast<uint32_t>(step / 4 * Shape::kPanelBytes), first_row,
-                  step & 3);
-        multiply_step<M, false, Right::kRowsAreColumns>(
-            s, a, keys + buffer + static_cast<uint32_t>(step / 4 * Shape::kPanelBytes), step & 3);
-      }
-    }
+    wgmma_wait<0>();
+    pin(s);
     if constexpr (decltype(loader)::kNarrow) {
       if (has_next) {
         loader.finish(keys + next);
@@ -234,48 +192,26 @@ __global__ __launch_bounds__(kWgmma ? 256 : 128, 1) void prefill_kernel(Attentio
         for (int c = 0; c < 4; ++c)
           if (tile * kTile + 8 * n + 2 * t + (c & 1) > last[c >> 1]) s[n][c] = -INFINITY;
     }
+    // Every row sees position 0.
+    online_softmax<1, 2>(s, o, largest, total, scale);
     uint32_t p[4][4];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float peak = -INFINITY;
-#pragma unroll
-      for (int n = 0; n < 8; ++n) peak = fmaxf(peak, fmaxf(s[n][2 * half], s[n][2 * half + 1]));
-      peak = fmaxf(peak, __shfl_xor_sync(0xffffffffu, peak, 1));
-      peak = fmaxf(peak, __shfl_xor_sync(0xffffffffu, peak, 2));
-      peak = fmaxf(peak * scale, largest[half]);  // finite: position 0 is visible to every row
-      const float factor = exp2f(largest[half] - peak);
-      largest[half] = peak;
-      float sum = 0;
-#pragma unroll
-      for (int n = 0; n < 8; ++n)
-#pragma unroll
-        for (int c = 2 * half; c < 2 * half + 2; ++c) {
-          s[n][c] = exp2f(s[n][c] * scale - peak);
-          sum += s[n][c];
-        }
-      total[half] = total[half] * factor + sum;  // of this lane's columns
-#pragma unroll
-      for (int m = 0; m < 8 * kPanels; ++m) o[m][2 * half] *= factor, o[m][2 * half + 1] *= factor;
-    }
 #pragma unroll
     for (int step = 0; step < 4; ++step) left_operand<M>(p[step], s[2 * step], s[2 * step + 1]);
     pin(o);
-    if (kWgmma) wgmma_begin();
+    wgmma_begin();
 #pragma unroll
     for (int step = 0; step < 4; ++step)
 #pragma unroll
       for (int panel = 0; panel < kPanels; ++panel)
-        multiply_step<M, kWgmma, Right::kRowsAreDepth>(
+        multiply_step<M, true, Right::kRowsAreDepth>(
             o + 8 * panel, p[step],
             values + buffer + static_cast<uint32_t>(panel * Shape::kPanelBytes), step);
-    if (kWgmma) wgmma_commit();
+    wgmma_commit();
     if (decltype(loader)::kNarrow && has_next) loader.finish(values + next);
     // Everyone is past this step's barrier, so the rows of this tile have been read by all.
     find_rows(tile + 2);
-    if (kWgmma) {
-      wgmma_wait<0>();
-      pin(o);
-    }
+    wgmma_wait<0>();
+    pin(o);
   }
 
 #pragma unroll
@@ -285,55 +221,41 @@ __global__ __launch_bounds__(kWgmma ? 256 : 128, 1) void prefill_kernel(Attentio
     const int row = part * 64 + first_row + g + 8 * half;
     if (row >= num_rows) continue;
     const float norm = 1.0f / total[half];
-    auto* out = static_cast<uint16_t*>(args.out) + query_row(row) + 2 * t;
+    const int64_t at = query_rows.at(row) + 2 * t;
 #pragma unroll
-    for (int m = 0; m < 8 * kPanels; ++m) {
-      const float first = o[m][2 * half] * norm;
-      const float second = o[m][2 * half + 1] * norm;
-      *reinterpret_cast<uint32_t*>(out + 8 * m) = args.type == Scalar::kBF16
-                                                      ? pack_pair<BFloat>(first, second)
-                                                      : pack_pair<Half>(first, second);
-    }
+    for (int m = 0; m < 8 * kPanels; ++m)
+      store_result_pair(args, at + 8 * m, o[m][2 * half] * norm, o[m][2 * half + 1] * norm);
   }
 #endif
 }
 
-template <class C, int kDim, bool kWgmma>
+template <class C, int kDim>
 void launch_kernel(const AttentionParams& params, int32_t longer_than, cudaStream_t stream) {
-  using Shape = PrefillShape<kDim, kWgmma ? 2 : 1>;
+  using Shape = PrefillShape<kDim>;
   const int32_t tokens = Shape::kRows / params.group;
   const Tiling tiling{params.batch.query_start, params.batch.num_seqs, tokens, longer_than};
   const int32_t num_items = params.batch.num_tokens / tokens + params.batch.num_seqs;
-  auto* kernel = prefill_kernel<C, kDim, kWgmma>;
+  auto* kernel = prefill_kernel<C, kDim>;
   allow_shared_memory(kernel, Shape::kSharedBytes);
   kernel<<<dim3(static_cast<unsigned>(params.args.num_kv_heads), static_cast<unsigned>(num_items)),
            Shape::kThreads, Shape::kSharedBytes, stream>>>(params, tiling);
   NB_CUDA_LAUNCHED();
 }
 
-template <class C, int kDim>
-void launch_shape(const AttentionParams& params, int32_t longer_than, cudaStream_t stream) {
-  if (params.args.form == AttentionForm::kAuto &&
-      compiled_for_hopper(prefill_kernel<C, kDim, true>, params.workspace))
-    return launch_kernel<C, kDim, true>(params, longer_than, stream);
-  launch_kernel<C, kDim, false>(params, longer_than, stream);
-}
-
 }  // namespace
 
 bool prefill_supports(const AttentionParams& params) {
-  // 160 KiB of shared memory for head_dim 256: sm_80 and sm_90 have it, sm_86 and sm_89 do not.
-  const int capability = params.workspace.compute_capability;
-  const bool room = params.args.head_dim <= 128 || capability == 80 || capability >= 90;
-  return decode_supports(params) && room;
+  return decode_supports(params) &&
+         with_kv_shape(params.args.cache_type, params.args.head_dim, [&](auto cache, auto dim) {
+           return compiled_for_hopper(prefill_kernel<typename decltype(cache)::type, dim>,
+                                      params.workspace);
+         });
 }
 
-bool launch_prefill(const AttentionParams& params, int32_t longer_than, cudaStream_t stream) {
-  if (!prefill_supports(params)) return false;
+void launch_prefill(const AttentionParams& params, int32_t longer_than, cudaStream_t stream) {
   with_kv_shape(params.args.cache_type, params.args.head_dim, [&](auto cache, auto dim) {
-    launch_shape<typename decltype(cache)::type, dim>(params, longer_than, stream);
+    launch_kernel<typename decltype(cache)::type, dim>(params, longer_than, stream);
   });
-  return true;
 }
 
 }  // namespace nibble::cuda

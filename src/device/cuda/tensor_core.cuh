@@ -3,7 +3,8 @@
 //
 // A panel holds R rows of 64 16-bit elements, 128 bytes a row, and starts at a multiple of 1024
 // bytes. The 16-byte chunk c of row r lies at r * 128 + (c ^ (r & 7)) * 16: wgmma's 128-byte
-// swizzle, which also frees ldmatrix of bank conflicts.
+// swizzle, which also frees ldmatrix of bank conflicts. On sm_75 f16 products of the second kind
+// are two m16n8k8.
 //
 // Fragments. Four warps own 16 rows each of a 64-row product. Thread (g = lane / 4, t = lane % 4)
 // of a warp holds of an accumulator with N columns `float acc[N / 8][4]`: columns 8j + 2t, + 1 of
@@ -99,6 +100,14 @@ __device__ inline void mma_16x8x16<Half>(float (&d)[4], const uint32_t (&a)[4], 
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
       "{%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#elif __CUDA_ARCH__ >= 750
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%8}, "
+      "{%0,%1,%2,%3};\n"
+      "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%6,%7}, {%9}, "
+      "{%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 #endif
