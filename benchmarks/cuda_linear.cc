@@ -3,7 +3,7 @@
 // median of replayed graphs that walk over copies of the weight larger than the L2 cache together,
 // launch gaps included.
 //
-//   build/release/benchmarks/bench_cuda_linear [few|many|paths|lanes]...
+//   build/release/benchmarks/bench_cuda_linear [few|many|paths|pre80]...
 #include <cstdio>
 #include <cstring>
 #include <string>
@@ -212,19 +212,23 @@ void many_tokens(const Bench& bench, bool all_paths) {
   }
 }
 
-// What GPUs before sm_80 do, in f16, on the card at hand.
+// What GPUs before sm_80 do, in f16, on the card at hand. The instructions of sm_70 need a build
+// for 75; without, the second column repeats the first.
 void old_gpus(const Bench& bench) {
-  std::printf("\nf16, without tensor cores | written out, cuBLASLt: microseconds\n%-26s", "");
+  std::printf("\nf16, before sm_80 | sm_70 | written out, cuBLASLt: microseconds\n%-26s", "");
   constexpr int kTokens[] = {1, 2, 4, 8, 16, 32, 64};
-  for (const int m : kTokens) std::printf("        M=%-3d", m);
+  for (const int m : kTokens) std::printf("               M=%-3d", m);
   std::printf("\n");
   for (const size_t s : {size_t{1}, size_t{2}, size_t{3}, size_t{6}}) {
     std::vector<Weight> weights = make_weights(kShapes[s]);
     for (Weight& weight : weights) weight.type = Scalar::kF16;
     std::printf("%-26s", kShapes[s].name);
-    for (const int m : kTokens)
-      std::printf(" %6.1f|%6.1f", bench.seconds(weights, m, LinearPath::kLanes) * 1e6,
+    for (const int m : kTokens) {
+      if (weights[0].layout == Layout::kDense && m > 8) continue;  // cuBLASLt's
+      std::printf(" %6.1f|%6.1f|%6.1f", bench.seconds(weights, m, LinearPath::kPre80) * 1e6,
+                  bench.seconds(weights, m, LinearPath::kQuads) * 1e6,
                   bench.seconds(weights, m, LinearPath::kDense) * 1e6);
+    }
     std::printf("\n");
     free_weights(weights);
   }
@@ -249,6 +253,6 @@ int main(int argc, char** argv) {
   if (wanted("few")) nibble::few_tokens(bench);
   if (wanted("many")) nibble::many_tokens(bench, false);
   if (wanted("paths")) nibble::many_tokens(bench, true);
-  if (wanted("lanes")) nibble::old_gpus(bench);
+  if (wanted("pre80")) nibble::old_gpus(bench);
   return 0;
 }

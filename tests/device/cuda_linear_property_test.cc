@@ -130,8 +130,9 @@ class CudaLinear : public testing::Test {
   std::unique_ptr<test::TestWorkspace> workspace_;
 };
 
-constexpr LinearPath kPaths[] = {LinearPath::kAuto,   LinearPath::kSimple, LinearPath::kLanes,
-                                 LinearPath::kSkinny, LinearPath::kTiles,  LinearPath::kDense};
+constexpr LinearPath kPaths[] = {LinearPath::kAuto,  LinearPath::kSimple, LinearPath::kPre80,
+                                 LinearPath::kQuads, LinearPath::kSkinny, LinearPath::kTiles,
+                                 LinearPath::kDense};
 
 TEST_F(CudaLinear, PreparedWeightsHoldTheValuesOfTheDiskLayout) {
   for (const QuantShape shape :
@@ -289,25 +290,27 @@ TEST_F(CudaLinear, QuantizedWeights) {
   }
 }
 
-// The path of GPUs before sm_80, which any card runs.
-TEST_F(CudaLinear, FewTokensWithoutTensorCores) {
+// The path of GPUs before sm_80, which any card runs; with the instructions of sm_70 only those.
+TEST_F(CudaLinear, FewTokensBeforeSm80) {
   const auto expect_served = [&](const LinearWeight& weight, int tokens) {
     const Prepared prepared(weight, DenseStorage::kPlain);
     const DeviceTensor x(normal(DType::kF16, {tokens, weight.in_features}));
     const DeviceTensor out(DType::kF16, {tokens, weight.out_features});
-    EXPECT_TRUE(cuda::launch_linear_lanes(
-        {x.view().data, cuda::Scalar::kF16, cuda::weight_of(prepared.weight), out.view().data,
-         cuda::Scalar::kF16, tokens},
-        nullptr));
-    expect_equal(weight, DType::kF16, tokens, LinearPath::kLanes);
+    for (const LinearPath path : {LinearPath::kPre80, LinearPath::kQuads}) {
+      EXPECT_TRUE(cuda::launch_linear_pre80(
+          {x.view().data, cuda::Scalar::kF16, cuda::weight_of(prepared.weight), out.view().data,
+           cuda::Scalar::kF16, tokens, path},
+          *workspace_, nullptr));
+      expect_equal(weight, DType::kF16, tokens, path);
+    }
   };
   for (const int group : {32, 64, 128, 384, -1})
-    for (const int tokens : {1, 2, 3, 5, 8, 9, 32}) {
+    for (const int tokens : {1, 2, 7, 8, 9, 16, 17, 33, 64}) {
       const int in = group > 0 ? 384 * pick(1, 4) : 64 * pick(1, 20);
       const DiskWeight disk(random_, pick(1, 200), in, {4, group, tokens % 2 == 0, DType::kF16});
       expect_served(disk.weight, tokens);
     }
-  for (int tokens = 1; tokens <= 8; ++tokens) {
+  for (const int tokens : {1, 3, 5, 8}) {
     LinearWeight weight;
     weight.out_features = pick(1, 200);
     weight.in_features = int64_t{64} * pick(1, 20);

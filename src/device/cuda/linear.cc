@@ -42,7 +42,7 @@ void launch_linear(const LinearLaunch& args, const Workspace& workspace, cudaStr
   if (args.num_tokens == 0 || args.weight.out_features == 0) return;
   switch (args.path) {
     case LinearPath::kAuto:
-      if (workspace.compute_capability < 80 && launch_linear_lanes(args, stream)) return;
+      if (workspace.compute_capability < 80 && launch_linear_pre80(args, workspace, stream)) return;
       if (tiled(args.weight.layout, args.num_tokens) &&
           launch_linear_tiles(&args, 1, workspace, stream))
         return;
@@ -56,8 +56,9 @@ void launch_linear(const LinearLaunch& args, const Workspace& workspace, cudaStr
     case LinearPath::kSkinny:
       if (launch_linear_skinny(args, workspace, stream)) return;
       break;
-    case LinearPath::kLanes:
-      if (launch_linear_lanes(args, stream)) return;
+    case LinearPath::kPre80:
+    case LinearPath::kQuads:
+      if (launch_linear_pre80(args, workspace, stream)) return;
       break;
     case LinearPath::kTiles:
       if (launch_linear_tiles(&args, 1, workspace, stream)) return;

@@ -47,7 +47,8 @@ struct Weight {
 enum class LinearPath : uint8_t {
   kAuto,
   kSimple,  // any type, any layout: a warp per output, f32 arithmetic
-  kLanes,   // no tensor cores, f16: few tokens on old GPUs
+  kPre80,   // f16, what GPUs before sm_80 have: few tokens there
+  kQuads,   // the same with sm_70's instructions, where the code has them
   kSkinny,  // tensor cores, weights streamed once per 64 tokens: few tokens
   kTiles,   // tensor cores, weights widened once per 128 tokens: tens to hundreds of tokens
   kDense    // dequantized to 16 bits in pieces, then cuBLASLt: many tokens
@@ -124,8 +125,8 @@ bool launch_linear_skinny_group(const LinearLaunch* parts, int count, const Work
 bool launch_linear_tiles(const LinearLaunch* parts, int count, const Workspace& workspace,
                          cudaStream_t stream);
 bool launch_linear_dense(const LinearLaunch& args, const Workspace& workspace, cudaStream_t stream);
-// Up to 32 tokens times packed weights, 8 times 16-bit ones; any GPU.
-bool launch_linear_lanes(const LinearLaunch& args, cudaStream_t stream);
+// Up to 64 tokens times packed weights, 8 times 16-bit ones; any GPU.
+bool launch_linear_pre80(const LinearLaunch& args, const Workspace& workspace, cudaStream_t stream);
 void launch_linear_simple(const LinearLaunch& args, cudaStream_t stream);
 
 // Rows [begin, end) of a weight as elements of `to_type` [end - begin, in].

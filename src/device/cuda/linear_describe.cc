@@ -147,6 +147,7 @@ bool describe_experts(const ExpertsLaunch& args, const Workspace& workspace, Ski
 
 bool launch_linear_experts(const ExpertsLaunch& args, const Workspace& workspace,
                            cudaStream_t stream, bool dry) {
+  if (workspace.compute_capability < 80) return launch_experts_pre80(args, workspace, stream, dry);
   SkinnyArgs launches[2];
   ExpertArgs experts;
   Kind kind;
@@ -157,6 +158,8 @@ bool launch_linear_experts(const ExpertsLaunch& args, const Workspace& workspace
 
 void launch_linear_grouped(const ExpertsLaunch& args, const ExpertPlan& plan,
                            const Workspace& workspace, cudaStream_t stream) {
+  if (workspace.compute_capability < 80 && launch_grouped_pre80(args, plan, workspace, stream))
+    return;
   SkinnyArgs launches[2];
   ExpertArgs experts;
   Kind kind;

@@ -17,7 +17,7 @@ namespace nibble::cuda {
 namespace {
 
 constexpr int kThreads = kWarps * 32;
-constexpr int kTokens = 64;       // rows of a tile
+constexpr int kTokens = kExpertTileRows;
 constexpr int kDepth = 4;         // stages of the ring
 constexpr int kPitch = 128 + 64;  // bytes of a row in a stage: two rows fill the banks
 constexpr int kMostExperts = 1024;
@@ -34,22 +34,6 @@ struct GroupedShape {
   static constexpr int kOutPitch = kOutTiles * 32 + 16;
   static_assert(kTokens * kOutPitch <= kShared, "the output takes the place of the ring");
 };
-
-struct ExpertTile {
-  int32_t expert;  // -1: none
-  int32_t first;   // in the list
-  int32_t count;
-};
-
-// What a plan's memory holds.
-struct ExpertLists {
-  int32_t* list;  // [num_pairs] pairs, expert after expert
-  ExpertTile* tiles;
-};
-ExpertLists lists_of(const ExpertPlan& plan) {
-  auto* list = static_cast<int32_t*>(plan.memory);
-  return {list, reinterpret_cast<ExpertTile*>(list + plan.num_pairs)};
-}
 
 struct GroupedArgs {
   SkinnyArgs parts[2];

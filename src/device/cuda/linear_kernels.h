@@ -46,6 +46,23 @@ struct ExpertArgs {
   int64_t scales_apart[2];
 };
 
+// What an ExpertPlan's memory holds: the pairs, expert after expert, and tiles of at most
+// kExpertTileRows of one expert's each.
+constexpr int kExpertTileRows = 64;
+struct ExpertTile {
+  int32_t expert;  // -1: none
+  int32_t first;   // in the list
+  int32_t count;
+};
+struct ExpertLists {
+  int32_t* list;  // [num_pairs]
+  ExpertTile* tiles;
+};
+inline ExpertLists lists_of(const ExpertPlan& plan) {
+  auto* list = static_cast<int32_t*>(plan.memory);
+  return {list, reinterpret_cast<ExpertTile*>(list + plan.num_pairs)};
+}
+
 // linear_skinny.cu: up to kSkinnyTokens tokens of any kind.
 void launch_linear_streamed(Scalar type, Kind kind, const SkinnyArgs& args,
                             const Workspace& workspace, cudaStream_t stream);
@@ -59,6 +76,13 @@ bool launch_linear_direct(Scalar type, Kind kind, const SkinnyArgs* parts, int c
 bool launch_linear_vector(Scalar type, Kind kind, const SkinnyArgs* parts, int count,
                           const Workspace& workspace, cudaStream_t stream,
                           const ExpertArgs* experts = nullptr);
+
+// linear_pre80.cu: launch_linear_experts() and launch_linear_grouped() of f16 weights, for GPUs
+// before sm_80.
+bool launch_experts_pre80(const ExpertsLaunch& args, const Workspace& workspace,
+                          cudaStream_t stream, bool dry);
+bool launch_grouped_pre80(const ExpertsLaunch& args, const ExpertPlan& plan,
+                          const Workspace& workspace, cudaStream_t stream);
 
 // linear_tiles.cu: any number of tokens times packed weights or ones in 12 bits; several products
 // of one x in one launch. False without wgmma, or if the weights or the workspace do not allow it.
