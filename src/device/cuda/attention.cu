@@ -102,7 +102,13 @@ AttentionEnd launch_attention(const AttentionLaunch& args, const DeviceBatch& ba
     return AttentionEnd::kAttended;
   }
   const bool tensor_cores = args.form != AttentionForm::kLanes;
-  const auto launch_few = tensor_cores && decode_supports(params) ? launch_decode : launch_lanes;
+  const bool old_forms = args.form == AttentionForm::kSmall || args.form == AttentionForm::kQuads;
+  auto* launch_few = launch_lanes;
+  if (tensor_cores && !old_forms && decode_supports(params)) {
+    launch_few = launch_decode;
+  } else if (tensor_cores && pre80_decode_supports(params)) {
+    launch_few = launch_pre80_decode;
+  }
   // One token each, or too few tokens for a long sequence to be among them.
   if (batch.num_tokens == batch.num_seqs || batch.num_tokens <= kLongestDecode)
     return launch_few(params, kLongestDecode, stream);

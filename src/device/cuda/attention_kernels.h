@@ -27,7 +27,11 @@ void launch_prefill(const AttentionParams& params, int32_t longer_than, cudaStre
 void launch_small_prefill(const AttentionParams& params, int32_t longer_than, cudaStream_t stream);
 // Sequences with at most `at_most` new tokens, where lanes_support(); with the gate.
 AttentionEnd launch_lanes(const AttentionParams& params, int32_t at_most, cudaStream_t stream);
+// The same on the tensor cores of GPUs before sm_80, where pre80_decode_supports().
+AttentionEnd launch_pre80_decode(const AttentionParams& params, int32_t at_most,
+                                 cudaStream_t stream);
 bool decode_supports(const AttentionParams& params);
+bool pre80_decode_supports(const AttentionParams& params);
 bool lanes_support(const AttentionParams& params);
 bool prefill_supports(const AttentionParams& params);
 bool small_prefill_supports(const AttentionParams& params);

@@ -12,8 +12,7 @@
 // Output: a lane has its dims of all heads; weights pass through shared memory.
 #include <type_traits>
 
-#include "device/cuda/attention_kernels.h"
-#include "device/cuda/attention_split.cuh"
+#include "device/cuda/attention_meet.cuh"
 #include "device/cuda/cache_types.cuh"
 #include "device/cuda/overlap.cuh"
 #include "device/cuda/ragged.cuh"
@@ -78,19 +77,6 @@ struct LanesShape {
   }
 };
 
-// The largest score of a row over all warps.
-template <int kHeads>
-__device__ __forceinline__ float peak_of(const float (&stats)[kWarps][kHeads][2], int row) {
-  float peak = stats[0][row][0];
-#pragma unroll
-  for (int w = 1; w < kWarps; ++w) peak = fmaxf(peak, stats[w][row][0]);
-  return peak;
-}
-// What weights are relative to: a row of nothing but -inf has sums of zero.
-__device__ __forceinline__ float base_of(float peak) {
-  return peak == -INFINITY ? 0.0f : peak;
-}
-
 // Grid (tokens, num_kv_heads * parts of a group, splits), 128 threads.
 template <class C, int kDim, int kHeads>
 __global__ void __launch_bounds__(32 * kWarps, kBlocksPerSm<kHeads>)
@@ -102,7 +88,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocksPerSm<kHeads>)
   constexpr int kValueDims = kValueWords * 4 / Shape::kElement;  // with what a short word repeats
   __shared__ __align__(16) float queries[kHeads * kDim];         // then the sums of all warps
   __shared__ __align__(16) float weights[kWarps][kTile][kMostHeads];
-  __shared__ float stats[kWarps][kHeads][2];
+  __shared__ WarpStats<kWarps, kHeads> stats;
   let_next_kernel_start();
   const TilePlace place = find_tile(tiling, static_cast<int32_t>(blockIdx.x));
   const AttentionLaunch& args = params.args;
@@ -284,27 +270,8 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocksPerSm<kHeads>)
     }
     __syncthreads();
   }
-  const Partial partial =
-      num_splits > 1 ? partial_of(params.workspace.scratch,
-                                  (static_cast<int64_t>(blockIdx.x) * args.num_kv_heads + kv_head) *
-                                          num_splits +
-                                      blockIdx.z,
-                                  rows_per_item, kDim)
-                     : Partial{};
-  for (int i = tid; i < num_rows * kDim; i += 32 * kWarps) {
-    const int row = i / kDim;
-    const float peak = peak_of(stats, row);
-    const float base = base_of(peak);
-    float sum = 0;
-    for (int w = 0; w < kWarps; ++w) sum += exp2f(stats[w][row][0] - base) * stats[w][row][1];
-    if (num_splits > 1) {
-      partial.values[first_row * kDim + i] = queries[i];
-      float* of_row = partial.stats + 2 * (first_row + row);
-      if (i % kDim == 0) of_row[0] = peak, of_row[1] = sum;
-    } else {
-      store_attended(args, first_query + i, queries[i] / sum);
-    }
-  }
+  store_rows<kDim>(params, {first_query, kv_head, first_row, num_rows, rows_per_item}, stats,
+                   queries);
 }
 
 template <class C, int kDim, int kHeads>
