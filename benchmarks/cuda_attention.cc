@@ -12,7 +12,6 @@ constexpr int kHeads = 24;
 constexpr int kKvHeads = 4;
 constexpr int kDim = 256;
 constexpr int kBlock = 16;
-constexpr double kMostByLanes = 1e8;  // pairs of tokens in a prompt, for patience
 
 const char* name_of(cuda::Scalar type) {
   return type == cuda::Scalar::kBF16   ? "bf16"
@@ -82,9 +81,7 @@ void run(cuda::Scalar cache_type, int num_seqs, int new_tokens, int context, int
     std::printf("prefill %s %d x %5d tokens at %6d: %8.3f ms a layer, %4.0f TFLOP/s",
                 name_of(cache_type), num_seqs, new_tokens, context, ms, flops / ms * 1e-9);
     for (const auto& [name, form] : {std::pair{"small", cuda::AttentionForm::kSmall},
-                                     {"quads", cuda::AttentionForm::kQuads},
-                                     {"lanes", cuda::AttentionForm::kLanes}}) {
-      if (visible > kMostByLanes && form == cuda::AttentionForm::kLanes) continue;
+                                     {"quads", cuda::AttentionForm::kQuads}}) {
       launch.form = form;
       const double other = median_ms(
           [&](cudaStream_t stream) { launch_attention(launch, batch, workspace, stream); }, 3);

@@ -91,30 +91,37 @@ void launch_plain(const AttentionParams& params, cudaStream_t stream) {
   }
 }
 
+// What serves sequences of few new tokens; null where only the plain kernel does.
+using FewLauncher = AttentionEnd (*)(const AttentionParams&, int32_t at_most, cudaStream_t);
+FewLauncher few_tokens_launcher(const AttentionParams& params) {
+  const AttentionForm form = params.args.form;
+  const bool lanes = lanes_support(params);
+  if (form == AttentionForm::kPlain) return nullptr;
+  if (form == AttentionForm::kLanes && lanes) return launch_lanes;
+  const bool as_before_sm80 = form == AttentionForm::kSmall || form == AttentionForm::kQuads;
+  if (!as_before_sm80 && decode_supports(params)) return launch_decode;
+  if (pre80_decode_supports(params)) return launch_pre80_decode;
+  return lanes ? launch_lanes : nullptr;
+}
+
 }  // namespace
 
 AttentionEnd launch_attention(const AttentionLaunch& args, const DeviceBatch& batch,
                               const Workspace& workspace, cudaStream_t stream) {
   if (batch.num_tokens == 0 || batch.num_seqs == 0) return AttentionEnd::kAttended;
   AttentionParams params{args, batch, args.num_heads / args.num_kv_heads, workspace};
-  if (args.form == AttentionForm::kPlain || !lanes_support(params)) {
+  const FewLauncher launch_few = few_tokens_launcher(params);
+  if (launch_few == nullptr) {
     launch_plain(params, stream);
     return AttentionEnd::kAttended;
-  }
-  const bool tensor_cores = args.form != AttentionForm::kLanes;
-  const bool old_forms = args.form == AttentionForm::kSmall || args.form == AttentionForm::kQuads;
-  auto* launch_few = launch_lanes;
-  if (tensor_cores && !old_forms && decode_supports(params)) {
-    launch_few = launch_decode;
-  } else if (tensor_cores && pre80_decode_supports(params)) {
-    launch_few = launch_pre80_decode;
   }
   // One token each, or too few tokens for a long sequence to be among them.
   if (batch.num_tokens == batch.num_seqs || batch.num_tokens <= kLongestDecode)
     return launch_few(params, kLongestDecode, stream);
   const bool wgmma = args.form == AttentionForm::kAuto && prefill_supports(params);
-  if (!wgmma && !(tensor_cores && small_prefill_supports(params)))
-    return launch_lanes(params, INT32_MAX, stream);
+  const bool lanes_only = launch_few == launch_lanes && args.form == AttentionForm::kLanes;
+  const bool small = !lanes_only && small_prefill_supports(params);
+  if (!wgmma && !small) return launch_few(params, INT32_MAX, stream);
   params.args.gate = nullptr;
   if (batch.num_seqs > 1) launch_few(params, kLongestDecode, stream);
   // A single sequence is known to be long.

@@ -9,8 +9,9 @@
 namespace nibble::cuda {
 
 // Which kernels run. kAuto picks by card, types and lengths; the others are for tests and
-// benchmarks, where they apply: kPlain is the one for every shape and type, kLanes uses no tensor
-// cores, kSmall is what GPUs before sm_80 take, kQuads the same with sm_70's instructions.
+// benchmarks, where they apply: kPlain is the one for every shape and type, kLanes is without
+// tensor cores, over a bf16 cache, kSmall is what GPUs before sm_80 take, kQuads the same with
+// sm_70's instructions.
 enum class AttentionForm : uint8_t { kAuto, kPlain, kLanes, kSmall, kQuads };
 
 struct AttentionLaunch {

@@ -1,7 +1,6 @@
-// Attention without tensor cores: few new tokens on GPUs before sm_80, and any number where no
-// other kernel takes the types (f16 queries over a bf16 cache). Decode reads the cache at a pace
-// that f32 arithmetic allows (a byte of an 8-bit cache and 6 heads: 6 multiplications and the
-// widening); a prompt's tokens take the same kernel, each for itself.
+// Attention without tensor cores over a bf16 cache, where no other kernel takes the types: f16
+// queries, and GPUs before sm_80. It reads the cache at a pace that f32 arithmetic allows; a
+// prompt's tokens take the same kernel, each for itself.
 //
 // A block handles one token, up to 8 query heads of one kv head, and one part ("split") of the
 // context. Each of its four warps takes turns with tiles of 32 cached tokens and has its own online
@@ -28,47 +27,35 @@ template <int kHeads>
 constexpr int kBlocksPerSm = kHeads <= 6 ? 3 : 2;
 
 // The words' elements as floats.
-template <class C, int kWords>
-__device__ __forceinline__ void widen(const uint32_t (&words)[kWords],
-                                      float (&to)[kWords * 4 / sizeof(C)]) {
+template <int kWords>
+__device__ __forceinline__ void widen(const uint32_t (&words)[kWords], float (&to)[kWords * 2]) {
 #pragma unroll
   for (int w = 0; w < kWords; ++w) {
-    if constexpr (sizeof(C) == 2) {
-      const float2 pair = unpack_pair<C>(words[w]);
-      to[2 * w] = pair.x, to[2 * w + 1] = pair.y;
-    } else {
-      const float2 low = unpack_pair<Half>(widen_pair<C, 0>(words[w]));
-      const float2 high = unpack_pair<Half>(widen_pair<C, 1>(words[w]));
-      to[4 * w] = low.x, to[4 * w + 1] = low.y;
-      to[4 * w + 2] = high.x, to[4 * w + 3] = high.y;
-    }
+    const float2 pair = unpack_pair<BFloat>(words[w]);
+    to[2 * w] = pair.x, to[2 * w + 1] = pair.y;
   }
 }
 
-// So many bytes, aligned to themselves; fewer than 4 are the low ones of a word.
+// So many bytes, aligned to themselves.
 template <int kBytes>
-__device__ __forceinline__ void load_bytes(const uint8_t* from,
-                                           uint32_t (&words)[(kBytes + 3) / 4]) {
+__device__ __forceinline__ void load_bytes(const uint8_t* from, uint32_t (&words)[kBytes / 4]) {
   if constexpr (kBytes == 16) {
     const uint4 loaded = *reinterpret_cast<const uint4*>(from);
     words[0] = loaded.x, words[1] = loaded.y, words[2] = loaded.z, words[3] = loaded.w;
   } else if constexpr (kBytes == 8) {
     const uint2 loaded = *reinterpret_cast<const uint2*>(from);
     words[0] = loaded.x, words[1] = loaded.y;
-  } else if constexpr (kBytes == 4) {
-    words[0] = *reinterpret_cast<const uint32_t*>(from);
   } else {
-    words[0] = *reinterpret_cast<const uint16_t*>(from);
+    words[0] = *reinterpret_cast<const uint32_t*>(from);
   }
 }
 
-template <class C, int kDim>
+template <int kDim>
 struct LanesShape {
-  static constexpr int kElement = static_cast<int>(sizeof(C));
-  static constexpr int kRowBytes = kDim * kElement;
-  static constexpr int kPerChunk = 16 / kElement;  // dims of 16 bytes
-  static constexpr int kChunks = kRowBytes / 64;   // of a lane
-  static constexpr int kLaneDims = kDim / 32;      // of a value row
+  static constexpr int kRowBytes = kDim * 2;
+  static constexpr int kPerChunk = 8;             // dims of 16 bytes
+  static constexpr int kChunks = kRowBytes / 64;  // of a lane
+  static constexpr int kLaneDims = kDim / 32;     // of a value row
   // Where q has a dim: a chunk's fourths of the four lanes side by side.
   static __device__ int place_of(int dim) {
     const int chunk = dim / kPerChunk;
@@ -78,15 +65,14 @@ struct LanesShape {
 };
 
 // Grid (tokens, num_kv_heads * parts of a group, splits), 128 threads.
-template <class C, int kDim, int kHeads>
+template <int kDim, int kHeads>
 __global__ void __launch_bounds__(32 * kWarps, kBlocksPerSm<kHeads>)
     attend_lanes_kernel(AttentionParams params, Tiling tiling, int rows_per_item) {
-  using Shape = LanesShape<C, kDim>;
+  using Shape = LanesShape<kDim>;
   constexpr int kLaneDims = Shape::kLaneDims;
-  constexpr int kLaneBytes = kLaneDims * Shape::kElement;
-  constexpr int kValueWords = (kLaneBytes + 3) / 4;
-  constexpr int kValueDims = kValueWords * 4 / Shape::kElement;  // with what a short word repeats
-  __shared__ __align__(16) float queries[kHeads * kDim];         // then the sums of all warps
+  constexpr int kLaneBytes = kLaneDims * 2;
+  constexpr int kValueWords = kLaneBytes / 4;
+  __shared__ __align__(16) float queries[kHeads * kDim];  // then the sums of all warps
   __shared__ __align__(16) float weights[kWarps][kTile][kMostHeads];
   __shared__ WarpStats<kWarps, kHeads> stats;
   let_next_kernel_start();
@@ -161,14 +147,14 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocksPerSm<kHeads>)
       const float* query = queries + (chunk * Shape::kPerChunk + lane % 4) * 4;
 #pragma unroll
       for (int fourth = 0; fourth < Shape::kPerChunk / 4; ++fourth) {
-        constexpr int kWords = Shape::kElement;  // of four dims
+        constexpr int kWords = 2;  // of four dims
         float k[4][4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           uint32_t words[kWords];
 #pragma unroll
           for (int w = 0; w < kWords; ++w) words[w] = now[i][fourth * kWords + w];
-          widen<C>(words, k[i]);
+          widen(words, k[i]);
         }
 #pragma unroll
         for (int r = 0; r < kHeads; ++r) {
@@ -235,8 +221,8 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocksPerSm<kHeads>)
       if (first + kAtOnce < count) fetch(first + kAtOnce);
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
-        float v[kValueDims];
-        widen<C>(now[j], v);
+        float v[kLaneDims];
+        widen(now[j], v);
         const auto* of_token = reinterpret_cast<const float4*>(weights[warp][first + j]);
         const float4 low = of_token[0], high = of_token[1];
         const float p[kMostHeads] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
@@ -274,14 +260,14 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocksPerSm<kHeads>)
                    queries);
 }
 
-template <class C, int kDim, int kHeads>
+template <int kDim, int kHeads>
 AttentionEnd launch_shape(const AttentionParams& params, int32_t at_most, cudaStream_t stream) {
   const int32_t tokens = params.batch.num_tokens;
   const int blocks = params.args.num_kv_heads * ((params.group + kHeads - 1) / kHeads);
   const int places = kBlocksPerSm<kHeads> * params.workspace.num_sms;
   const int splits = splits_of(params, tokens, places / blocks, params.group);
   const Tiling tiling{params.batch.query_start, params.batch.num_seqs, 1, 0, at_most};
-  launch_overlapped(attend_lanes_kernel<C, kDim, kHeads>,
+  launch_overlapped(attend_lanes_kernel<kDim, kHeads>,
                     dim3(static_cast<unsigned>(tokens), static_cast<unsigned>(blocks),
                          static_cast<unsigned>(splits)),
                     32 * kWarps, 0, stream, params.workspace.compute_capability, params, tiling,
@@ -289,24 +275,23 @@ AttentionEnd launch_shape(const AttentionParams& params, int32_t at_most, cudaSt
   return end_splits(params, tiling, tokens, splits, params.group, stream);
 }
 
-template <class C, int kDim>
+template <int kDim>
 AttentionEnd launch_heads(const AttentionParams& params, int32_t at_most, cudaStream_t stream) {
   if (params.group <= 6 || (params.group > 8 && params.group <= 12))
-    return launch_shape<C, kDim, 6>(params, at_most, stream);
-  return launch_shape<C, kDim, 8>(params, at_most, stream);
+    return launch_shape<kDim, 6>(params, at_most, stream);
+  return launch_shape<kDim, 8>(params, at_most, stream);
 }
 
 }  // namespace
 
 bool lanes_support(const AttentionParams& params) {
-  return params.args.type != Scalar::kF32 &&
-         has_kv_shape(params.args.cache_type, params.args.head_dim);
+  return params.args.type != Scalar::kF32 && params.args.cache_type == Scalar::kBF16 &&
+         has_kv_shape(Scalar::kBF16, params.args.head_dim);
 }
 
 AttentionEnd launch_lanes(const AttentionParams& params, int32_t at_most, cudaStream_t stream) {
-  return with_kv_shape(params.args.cache_type, params.args.head_dim, [&](auto cache, auto dim) {
-    return launch_heads<typename decltype(cache)::type, dim>(params, at_most, stream);
-  });
+  return with_kv_shape(Scalar::kBF16, params.args.head_dim,
+                       [&](auto, auto dim) { return launch_heads<dim>(params, at_most, stream); });
 }
 
 }  // namespace nibble::cuda
