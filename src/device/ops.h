@@ -187,7 +187,7 @@ class Ops {
 
   // Router: softmax over experts in f32, top_k largest, weights renormalised to sum 1.
   // logits [num_tokens, num_experts]; experts I32 and weights F32 [num_tokens, top_k], by falling
-  // weight.
+  // weight. Of NaN logits the experts are any that there are, and weights are NaN.
   virtual void moe_route(const Tensor& logits, int32_t top_k, const Tensor& experts,
                          const Tensor& weights) = 0;
 

@@ -2,6 +2,9 @@
 // reference on random shapes: ragged batches, chunk borders, 4-bit and 16-bit weights.
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <limits>
+
 #include "device/device.h"
 #include "device/host_tensor.h"
 #include "device/wrap/checked_ops.h"
@@ -299,6 +302,23 @@ TEST_F(Goldens, GatedAttentionAndRouting) {
       const std::vector<int32_t> chosen = golden_.ints(prefix + "experts_f64");
       const int32_t* got = experts.view().as<const int32_t>();
       EXPECT_EQ(std::vector<int32_t>(got, got + chosen.size()), chosen);
+    }
+  }
+}
+
+TEST_F(Goldens, RoutingOfNaNNamesExpertsThatThereAre) {
+  constexpr int kExperts = 40, kTopK = 8;
+  const HostTensor logits(DType::kF32, {1, kExperts},
+                          std::vector<float>(kExperts, std::numeric_limits<float>::quiet_NaN()));
+  for (Device* device : devices()) {
+    SCOPED_TRACE(device->name());
+    const HostTensor experts(DType::kI32, {1, kTopK});
+    const HostTensor weights(DType::kF32, {1, kTopK});
+    device->ops().moe_route(logits, kTopK, experts, weights);
+    for (int i = 0; i < kTopK; ++i) {
+      const int32_t expert = experts.view().as<int32_t>()[i];
+      EXPECT_TRUE(0 <= expert && expert < kExperts) << expert;
+      EXPECT_TRUE(std::isnan(weights.view().as<float>()[i]));
     }
   }
 }

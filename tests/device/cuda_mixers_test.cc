@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <span>
 
 #include "device/cuda/attention.h"
@@ -434,6 +435,28 @@ TEST_F(CudaMixers, RoutingEqualsTheReferenceEvenAmongEqualLogits) {
     reference_->ops().moe_route(logits, top_k, experts, weights);
     EXPECT_EQ(actual_experts.bytes(), experts.bytes());
     EXPECT_LT(relative_error(actual_weights.floats(), weights.floats()), 1e-6);
+  }
+}
+
+// What follows reads the weights of whatever expert is named.
+TEST_F(CudaMixers, RoutingOfNaNNamesExpertsThatThereAre) {
+  constexpr int kTokens = 3, kExperts = 40, kTopK = 8;
+  const HostTensor logits(
+      DType::kF32, {kTokens, kExperts},
+      std::vector<float>(kTokens * kExperts, std::numeric_limits<float>::quiet_NaN()));
+  const HostTensor experts(DType::kI32, {kTokens, kTopK});
+  const HostTensor weights(DType::kF32, {kTokens, kTopK});
+  void* gpu_experts = poisoned(experts);
+  void* gpu_weights = poisoned(weights);
+  cuda::launch_moe_route({upload(logits), cuda::Scalar::kF32, static_cast<int32_t*>(gpu_experts),
+                          static_cast<float*>(gpu_weights), kTokens, kExperts, kTopK},
+                         workspace_, nullptr);
+  download(experts, gpu_experts);
+  download(weights, gpu_weights);
+  for (int i = 0; i < kTokens * kTopK; ++i) {
+    const int32_t expert = experts.view().as<int32_t>()[i];
+    EXPECT_TRUE(0 <= expert && expert < kExperts) << expert;
+    EXPECT_TRUE(std::isnan(weights.view().as<float>()[i]));
   }
 }
 

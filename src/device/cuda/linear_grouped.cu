@@ -53,13 +53,7 @@ __global__ void __launch_bounds__(kMostExperts)
   const int lane = thread & 31;
   counts[thread] = 0;
   __syncthreads();
-  // Where logits are NaN no expert is chosen, nor computed; the weights are NaN then.
-  const auto expert_of = [&](int p) {
-    const int expert = experts[p];
-    return expert < num_experts ? expert : -1;
-  };
-  for (int p = thread; p < num_pairs; p += kMostExperts)
-    if (const int expert = expert_of(p); expert >= 0) atomicAdd(&counts[expert], 1);
+  for (int p = thread; p < num_pairs; p += kMostExperts) atomicAdd(&counts[experts[p]], 1);
   __syncthreads();
   // Rows and tiles of this expert and all before it.
   const int own = thread < num_experts ? counts[thread] : 0;
@@ -85,7 +79,7 @@ __global__ void __launch_bounds__(kMostExperts)
   counts[thread] = first;
   __syncthreads();
   for (int p = thread; p < num_pairs; p += kMostExperts)
-    if (const int expert = expert_of(p); expert >= 0) lists.list[atomicAdd(&counts[expert], 1)] = p;
+    lists.list[atomicAdd(&counts[experts[p]], 1)] = p;
 }
 
 #if NB_SKINNY_CODE

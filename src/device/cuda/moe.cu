@@ -49,7 +49,9 @@ __global__ void route_kernel(MoeRouteLaunch route) {
   // The softmax denominator cancels when the chosen weights are renormalised.
   const float total = warp_sum(own);
   if (lane < route.top_k) {
-    route.experts[static_cast<int64_t>(token) * route.top_k + lane] = own_expert;
+    // Among NaN none is the largest: any expert will do, the weights are NaN.
+    route.experts[static_cast<int64_t>(token) * route.top_k + lane] =
+        min(own_expert, route.num_experts - 1);
     route.weights[static_cast<int64_t>(token) * route.top_k + lane] = own / total;
   }
 }
