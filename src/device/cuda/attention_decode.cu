@@ -134,7 +134,7 @@ __global__ __launch_bounds__(32 * kWarps) void decode_kernel(AttentionParams par
   // last.
   const auto cache_row = [&](int32_t tile) {
     const int32_t position = min(range.begin + tile * kTile + (lane & 15), range.end - 1);
-    return table[position / batch.block_size] * batch.block_size + position % batch.block_size;
+    return cache_row_at(batch, table, position);
   };
   const auto load = [&](int stage, int32_t own_row) {
     const uint32_t keys = ring + static_cast<uint32_t>(stage * Shape::kStageBytes);

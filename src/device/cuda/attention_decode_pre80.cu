@@ -13,9 +13,8 @@
 // pair a quarter of the dims.
 #include <type_traits>
 
-#include "device/cuda/attention_meet.cuh"
+#include "device/cuda/attention_token.cuh"
 #include "device/cuda/cache_types.cuh"
-#include "device/cuda/overlap.cuh"
 #include "device/cuda/quads.cuh"
 
 namespace nibble::cuda {
@@ -224,46 +223,24 @@ struct QuadRows {
   }
 };
 
-template <int kBytes>
-__device__ __forceinline__ void load_words(const uint8_t* from, uint32_t (&words)[kBytes / 4]) {
-  if constexpr (kBytes == 16) {
-    const uint4 loaded = *reinterpret_cast<const uint4*>(from);
-    words[0] = loaded.x, words[1] = loaded.y, words[2] = loaded.z, words[3] = loaded.w;
-  } else {
-    const uint2 loaded = *reinterpret_cast<const uint2*>(from);
-    words[0] = loaded.x, words[1] = loaded.y;
-  }
-}
-
 // Grid (tokens, num_kv_heads * parts of a group, splits), 128 threads.
 template <class C, int kDim, class Products>
 __global__ void __launch_bounds__(32 * kWarps, kBlocksPerSm<kDim>)
-    attend_pre80_kernel(AttentionParams params, Tiling tiling, int rows_per_item) {
+    attend_pre80_kernel(AttentionParams params, Tiling tiling) {
 #ifdef __CUDA_ARCH__
   if (__CUDA_ARCH__ < Products::kFromArch || __CUDA_ARCH__ >= Products::kBelowArch) return;
   using Shape = Cached<C, kDim>;
   constexpr int kTile = Shape::kTile, kGroups = Shape::kGroups;
   __shared__ __align__(16) float sums[kRows * kDim];
   __shared__ WarpStats<kWarps, kRows> stats;
-  let_next_kernel_start();
-  const TilePlace place = find_tile(tiling, static_cast<int32_t>(blockIdx.x));
+  TokenItem item;
+  if (!find_token_item<kRows, kDim>(params, tiling, &item)) return;
+  const SplitRange range = item.range;
   const AttentionLaunch& args = params.args;
   const DeviceBatch& batch = params.batch;
-  const int seq = max(place.seq, 0);
-  const int32_t visible = batch.context_len[seq] + place.tile + 1;
-  const SplitRange range =
-      split_range(visible, static_cast<int>(gridDim.z), static_cast<int>(blockIdx.z));
-  wait_for_previous_kernel();
-  if (place.seq < 0 || range.begin >= range.end) return;
 
   const int lane = static_cast<int>(threadIdx.x) & 31;
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int kv_head = static_cast<int>(blockIdx.y) % args.num_kv_heads;
-  const int first_row = static_cast<int>(blockIdx.y) / args.num_kv_heads * kRows;
-  const int num_rows = min(kRows, params.group - first_row);
-  const int64_t token = batch.query_start[seq] + place.tile;
-  const int64_t first_query =
-      (token * args.num_heads + static_cast<int64_t>(kv_head) * params.group + first_row) * kDim;
   const Products products;
 
   uint32_t q[Shape::kKeyParts][Shape::kPairs];
@@ -272,10 +249,10 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocksPerSm<kDim>)
 #pragma unroll
     for (int p = 0; p < Shape::kPairs; ++p) {
       const int row = products.key_token();
-      const int64_t at =
-          first_query + row * kDim + (4 * part + products.key_lane()) * 2 * Shape::kPairs + 2 * p;
+      const int64_t at = item.first_query + row * kDim +
+                         (4 * part + products.key_lane()) * 2 * Shape::kPairs + 2 * p;
       q[part][p] = 0;  // of heads that there are not
-      if (row >= num_rows) continue;
+      if (row >= item.num_rows) continue;
       if (args.type == Scalar::kBF16) {
         const float2 pair = unpack_pair<BFloat>(
             *reinterpret_cast<const uint32_t*>(static_cast<const BFloat*>(args.q) + at));
@@ -287,13 +264,14 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocksPerSm<kDim>)
 
   const int32_t num_tiles = (range.end - range.begin + kTile - 1) / kTile;
   const int64_t row_bytes = int64_t{args.num_kv_heads} * Shape::kRowBytes;
-  const int32_t* table = batch.block_table + static_cast<int64_t>(place.seq) * batch.max_blocks;
-  const auto* all_keys = static_cast<const uint8_t*>(args.k_cache) + kv_head * Shape::kRowBytes;
-  const auto* all_values = static_cast<const uint8_t*>(args.v_cache) + kv_head * Shape::kRowBytes;
+  const auto* all_keys =
+      static_cast<const uint8_t*>(args.k_cache) + item.kv_head * Shape::kRowBytes;
+  const auto* all_values =
+      static_cast<const uint8_t*>(args.v_cache) + item.kv_head * Shape::kRowBytes;
   // Of the tile's token number lane % kTile; tokens past the end repeat the last one.
   const auto cache_row_of = [&](int32_t tile) {
     const int32_t position = min(range.begin + tile * kTile + lane % kTile, range.end - 1);
-    return table[position / batch.block_size] * batch.block_size + position % batch.block_size;
+    return cache_row_at(batch, item.table, position);
   };
   uint32_t keys[kGroups][Shape::kKeyParts][4];
   const auto bring_keys = [&](int32_t cache_row) {
@@ -305,7 +283,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocksPerSm<kDim>)
           products.key_lane() * 16;
 #pragma unroll
       for (int part = 0; part < Shape::kKeyParts; ++part)
-        load_words<16>(row + part * 64, keys[e][part]);
+        load_bytes<16>(row + part * 64, keys[e][part]);
     }
   };
   uint32_t values[kGroups][2][Shape::kValueParts][Shape::kLaneWords];
@@ -320,7 +298,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocksPerSm<kDim>)
             products.value_lane() * Shape::kLaneBytes;
 #pragma unroll
         for (int part = 0; part < Shape::kValueParts; ++part)
-          load_words<Shape::kLaneBytes>(row + part * 8 * Shape::kLaneBytes, values[e][i][part]);
+          load_bytes<Shape::kLaneBytes>(row + part * 8 * Shape::kLaneBytes, values[e][i][part]);
       }
   };
 
@@ -400,23 +378,14 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocksPerSm<kDim>)
     }
     __syncthreads();
   }
-  store_rows<kDim>(params, {first_query, kv_head, first_row, num_rows, rows_per_item}, stats, sums);
+  store_rows<kDim>(params, item, stats, sums);
 #endif
 }
 
 template <class C, int kDim, class Products>
 AttentionEnd launch_products(const AttentionParams& params, int32_t at_most, cudaStream_t stream) {
-  const int32_t tokens = params.batch.num_tokens;
-  const int blocks = params.args.num_kv_heads * ((params.group + kRows - 1) / kRows);
-  const int places = kBlocksPerSm<kDim> * params.workspace.num_sms;
-  const int splits = splits_of(params, tokens, places / blocks, params.group);
-  const Tiling tiling{params.batch.query_start, params.batch.num_seqs, 1, 0, at_most};
-  launch_overlapped(attend_pre80_kernel<C, kDim, Products>,
-                    dim3(static_cast<unsigned>(tokens), static_cast<unsigned>(blocks),
-                         static_cast<unsigned>(splits)),
-                    32 * kWarps, 0, stream, params.workspace.compute_capability, params, tiling,
-                    params.group);
-  return end_splits(params, tiling, tokens, splits, params.group, stream);
+  return launch_by_token(attend_pre80_kernel<C, kDim, Products>, kRows, kBlocksPerSm<kDim>,
+                         32 * kWarps, params, at_most, stream);
 }
 
 }  // namespace
@@ -428,9 +397,7 @@ bool pre80_decode_supports(const AttentionParams& params) {
 
 AttentionEnd launch_pre80_decode(const AttentionParams& params, int32_t at_most,
                                  cudaStream_t stream) {
-  const int capability = params.workspace.compute_capability;
-  const bool quads =
-      capability < 75 || (capability < 80 && params.args.form == AttentionForm::kQuads);
+  const bool quads = takes_quads(params.workspace, params.args.form == AttentionForm::kQuads);
   return with_kv_shape(params.args.cache_type, params.args.head_dim, [&](auto cache, auto dim) {
     using C = typename decltype(cache)::type;
     if constexpr (std::is_same_v<C, BFloat>) {

@@ -9,12 +9,8 @@
 // shared memory, serves four products per load; the four lanes of a token then add up, each for one
 // of the 4 tokens, and have a lane's token each in the end: lane 4 g + t that of number 8 t + g.
 // Output: a lane has its dims of all heads; weights pass through shared memory.
-#include <type_traits>
-
-#include "device/cuda/attention_meet.cuh"
+#include "device/cuda/attention_token.cuh"
 #include "device/cuda/cache_types.cuh"
-#include "device/cuda/overlap.cuh"
-#include "device/cuda/ragged.cuh"
 
 namespace nibble::cuda {
 namespace {
@@ -36,20 +32,6 @@ __device__ __forceinline__ void widen(const uint32_t (&words)[kWords], float (&t
   }
 }
 
-// So many bytes, aligned to themselves.
-template <int kBytes>
-__device__ __forceinline__ void load_bytes(const uint8_t* from, uint32_t (&words)[kBytes / 4]) {
-  if constexpr (kBytes == 16) {
-    const uint4 loaded = *reinterpret_cast<const uint4*>(from);
-    words[0] = loaded.x, words[1] = loaded.y, words[2] = loaded.z, words[3] = loaded.w;
-  } else if constexpr (kBytes == 8) {
-    const uint2 loaded = *reinterpret_cast<const uint2*>(from);
-    words[0] = loaded.x, words[1] = loaded.y;
-  } else {
-    words[0] = *reinterpret_cast<const uint32_t*>(from);
-  }
-}
-
 template <int kDim>
 struct LanesShape {
   static constexpr int kRowBytes = kDim * 2;
@@ -67,7 +49,7 @@ struct LanesShape {
 // Grid (tokens, num_kv_heads * parts of a group, splits), 128 threads.
 template <int kDim, int kHeads>
 __global__ void __launch_bounds__(32 * kWarps, kBlocksPerSm<kHeads>)
-    attend_lanes_kernel(AttentionParams params, Tiling tiling, int rows_per_item) {
+    attend_lanes_kernel(AttentionParams params, Tiling tiling) {
   using Shape = LanesShape<kDim>;
   constexpr int kLaneDims = Shape::kLaneDims;
   constexpr int kLaneBytes = kLaneDims * 2;
@@ -75,42 +57,30 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocksPerSm<kHeads>)
   __shared__ __align__(16) float queries[kHeads * kDim];  // then the sums of all warps
   __shared__ __align__(16) float weights[kWarps][kTile][kMostHeads];
   __shared__ WarpStats<kWarps, kHeads> stats;
-  let_next_kernel_start();
-  const TilePlace place = find_tile(tiling, static_cast<int32_t>(blockIdx.x));
+  TokenItem item;
+  if (!find_token_item<kHeads, kDim>(params, tiling, &item)) return;
+  const SplitRange range = item.range;
   const AttentionLaunch& args = params.args;
   const DeviceBatch& batch = params.batch;
-  const int seq = max(place.seq, 0);
-  const int32_t visible = batch.context_len[seq] + place.tile + 1;
-  const int num_splits = static_cast<int>(gridDim.z);
-  const SplitRange range = split_range(visible, num_splits, static_cast<int>(blockIdx.z));
-  wait_for_previous_kernel();
-  if (place.seq < 0 || range.begin >= range.end) return;
 
   const int tid = static_cast<int>(threadIdx.x);
   const int lane = tid & 31;
   const int warp = tid / 32;
-  const int kv_head = static_cast<int>(blockIdx.y) % args.num_kv_heads;
-  const int first_row = static_cast<int>(blockIdx.y) / args.num_kv_heads * kHeads;
-  const int num_rows = min(kHeads, params.group - first_row);
-  const int64_t token = batch.query_start[seq] + place.tile;
-  const int64_t first_query =
-      (token * args.num_heads + static_cast<int64_t>(kv_head) * params.group + first_row) * kDim;
   for (int i = tid; i < kHeads * kDim; i += 32 * kWarps) {
     float value = 0;  // of heads that there are not
-    if (i / kDim < num_rows)
+    if (i / kDim < item.num_rows)
       value = args.type == Scalar::kBF16
-                  ? to_float(static_cast<const BFloat*>(args.q)[first_query + i])
-                  : to_float(static_cast<const Half*>(args.q)[first_query + i]);
+                  ? to_float(static_cast<const BFloat*>(args.q)[item.first_query + i])
+                  : to_float(static_cast<const Half*>(args.q)[item.first_query + i]);
     queries[i / kDim * kDim + Shape::place_of(i % kDim)] = value * args.softmax_scale * kLog2E;
   }
   __syncthreads();
 
   const int32_t num_tiles = (range.end - range.begin + kTile - 1) / kTile;
   const int64_t row_bytes = int64_t{args.num_kv_heads} * Shape::kRowBytes;
-  const int32_t* table = batch.block_table + static_cast<int64_t>(place.seq) * batch.max_blocks;
-  const auto* keys = static_cast<const uint8_t*>(args.k_cache) + kv_head * Shape::kRowBytes;
-  const auto* values =
-      static_cast<const uint8_t*>(args.v_cache) + kv_head * Shape::kRowBytes + lane * kLaneBytes;
+  const auto* keys = static_cast<const uint8_t*>(args.k_cache) + item.kv_head * Shape::kRowBytes;
+  const auto* values = static_cast<const uint8_t*>(args.v_cache) + item.kv_head * Shape::kRowBytes +
+                       lane * kLaneBytes;
 
   float o[kHeads][kLaneDims] = {};
   float largest[kHeads];
@@ -123,8 +93,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocksPerSm<kHeads>)
     const int32_t count = min(kTile, range.end - begin);
     // Tokens past the end repeat the last one, with a weight of zero.
     const int32_t position = begin + min(lane, count - 1);
-    const int32_t cache_row =
-        table[position / batch.block_size] * batch.block_size + position % batch.block_size;
+    const int32_t cache_row = cache_row_at(batch, item.table, position);
     const uint8_t* key[4];
     uint32_t keys_ahead[4][4];
 #pragma unroll
@@ -256,23 +225,13 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocksPerSm<kHeads>)
     }
     __syncthreads();
   }
-  store_rows<kDim>(params, {first_query, kv_head, first_row, num_rows, rows_per_item}, stats,
-                   queries);
+  store_rows<kDim>(params, item, stats, queries);
 }
 
 template <int kDim, int kHeads>
 AttentionEnd launch_shape(const AttentionParams& params, int32_t at_most, cudaStream_t stream) {
-  const int32_t tokens = params.batch.num_tokens;
-  const int blocks = params.args.num_kv_heads * ((params.group + kHeads - 1) / kHeads);
-  const int places = kBlocksPerSm<kHeads> * params.workspace.num_sms;
-  const int splits = splits_of(params, tokens, places / blocks, params.group);
-  const Tiling tiling{params.batch.query_start, params.batch.num_seqs, 1, 0, at_most};
-  launch_overlapped(attend_lanes_kernel<kDim, kHeads>,
-                    dim3(static_cast<unsigned>(tokens), static_cast<unsigned>(blocks),
-                         static_cast<unsigned>(splits)),
-                    32 * kWarps, 0, stream, params.workspace.compute_capability, params, tiling,
-                    params.group);
-  return end_splits(params, tiling, tokens, splits, params.group, stream);
+  return launch_by_token(attend_lanes_kernel<kDim, kHeads>, kHeads, kBlocksPerSm<kHeads>,
+                         32 * kWarps, params, at_most, stream);
 }
 
 template <int kDim>

@@ -67,17 +67,11 @@ struct TileLoader {
         const int item = i * kThreads + static_cast<int>(threadIdx.x);
         const int row = item / kChunks;
         const int chunk = item % kChunks * 2;  // of 16-bit elements
-        const uint32_t words[4] = {held[i].x, held[i].y, held[i].z, held[i].w};
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const uint32_t to = panels + static_cast<uint32_t>(chunk / 8 * kTile * kPanelRowBytes) +
-                              panel_offset(row, (chunk & 7) + half);
-          asm volatile(
-              "st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to),
-              "r"(widen_pair<C, 0>(words[2 * half])), "r"(widen_pair<C, 1>(words[2 * half])),
-              "r"(widen_pair<C, 0>(words[2 * half + 1])), "r"(widen_pair<C, 1>(words[2 * half + 1]))
-              : "memory");
-        }
+        for (int half = 0; half < 2; ++half)
+          store_shared(panels + static_cast<uint32_t>(chunk / 8 * kTile * kPanelRowBytes) +
+                           panel_offset(row, (chunk & 7) + half),
+                       widen_eight<C>(held[i], half));
       }
     }
   }
@@ -94,20 +88,12 @@ __global__ __launch_bounds__(PrefillShape<kDim>::kThreads,
   extern __shared__ __align__(1024) uint8_t shared[];
   __shared__ int32_t rows[2][kTile];  // cache rows of the tiles in flight
 
-  // Last items first; items past the end of the list leave.
-  const TilePlace place =
-      find_tile(tiling, static_cast<int32_t>(gridDim.y) - 1 - static_cast<int32_t>(blockIdx.y));
-  if (place.seq < 0) return;
+  QueryRun<kDim> run;
+  if (!find_run(params, tiling, &run)) return;
+  const QueryRows<kDim>& query_rows = run.rows;
   const AttentionLaunch& args = params.args;
   const DeviceBatch& batch = params.batch;
-  const int32_t seq_begin = batch.query_start[place.seq];
-  const int32_t first_token = place.tile * tiling.tile_tokens;
-  const int32_t num_tokens =
-      min(tiling.tile_tokens, batch.query_start[place.seq + 1] - seq_begin - first_token);
-  const int32_t context = batch.context_len[place.seq] + first_token;
-  const int32_t visible = context + num_tokens;
-  const int32_t num_tiles = (visible + kTile - 1) / kTile;
-  const int num_rows = num_tokens * params.group;
+  const int32_t num_tiles = (run.visible + kTile - 1) / kTile;
 
   const int tid = static_cast<int>(threadIdx.x);
   const int lane = tid & 31;
@@ -115,21 +101,16 @@ __global__ __launch_bounds__(PrefillShape<kDim>::kThreads,
   const int t = lane % 4;
   const int part = tid / 128;               // which 64 rows
   const int first_row = tid / 32 % 4 * 16;  // of the warp, within the part
-  const int kv_head = static_cast<int>(blockIdx.x);
-  const int column = kv_head * kDim;
+  const int column = query_rows.kv_head * kDim;
   const int64_t row_elements = static_cast<int64_t>(args.num_kv_heads) * kDim;
-  const int32_t* table = batch.block_table + static_cast<int64_t>(place.seq) * batch.max_blocks;
   const uint32_t queries = shared_address(shared);
   const uint32_t keys = queries + Shape::kGroups * Shape::kTileBytes;
   const uint32_t values = keys + 2 * Shape::kTileBytes;
 
-  const QueryRows<kDim> query_rows{seq_begin + first_token, num_rows, kv_head, params.group,
-                                   args.num_heads};
   const auto find_rows = [&](int32_t tile) {
     if (tid < kTile && tile < num_tiles) {
-      const int32_t position = min(tile * kTile + tid, visible - 1);
-      rows[tile & 1][tid] =
-          table[position / batch.block_size] * batch.block_size + position % batch.block_size;
+      const int32_t position = min(tile * kTile + tid, run.visible - 1);
+      rows[tile & 1][tid] = cache_row_at(batch, run.table, position);
     }
   };
   find_rows(0);
@@ -149,7 +130,8 @@ __global__ __launch_bounds__(PrefillShape<kDim>::kThreads,
   int32_t last[2];  // position that rows first_row + g and + 8 may see last
 #pragma unroll
   for (int half = 0; half < 2; ++half)
-    last[half] = context + min(part * 64 + first_row + g + 8 * half, num_rows - 1) / params.group;
+    last[half] = run.context +
+                 min(part * 64 + first_row + g + 8 * half, query_rows.num_rows - 1) / params.group;
   const float scale = args.softmax_scale * kLog2E;
   const uint32_t own_queries = queries + static_cast<uint32_t>(part * Shape::kTileBytes);
 
@@ -185,7 +167,7 @@ __global__ __launch_bounds__(PrefillShape<kDim>::kThreads,
       }
     }
 
-    if (tile * kTile + kTile - 1 > context) {  // the first token does not see all of it
+    if (tile * kTile + kTile - 1 > run.context) {  // the first token does not see all of it
 #pragma unroll
       for (int n = 0; n < 8; ++n)
 #pragma unroll
@@ -219,7 +201,7 @@ __global__ __launch_bounds__(PrefillShape<kDim>::kThreads,
     total[half] += __shfl_xor_sync(0xffffffffu, total[half], 1);
     total[half] += __shfl_xor_sync(0xffffffffu, total[half], 2);
     const int row = part * 64 + first_row + g + 8 * half;
-    if (row >= num_rows) continue;
+    if (row >= query_rows.num_rows) continue;
     const float norm = 1.0f / total[half];
     const int64_t at = query_rows.at(row) + 2 * t;
 #pragma unroll

@@ -33,11 +33,6 @@ __device__ __forceinline__ uint4 load_shared(uint32_t address) {
                : "r"(address));
   return words;
 }
-__device__ __forceinline__ void store_shared(uint32_t address, const uint4& words) {
-  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(words.x),
-               "r"(words.y), "r"(words.z), "r"(words.w)
-               : "memory");
-}
 
 // A warp's products with 16 rows. Of its two rows a thread has row(half); s[n][c] is the score of
 // token(n, c & 1) in the tile, o[m][c] the output's dim(m) + (c & 1), both of row(c / 2).
@@ -184,13 +179,9 @@ struct HeldTile {
       if constexpr (sizeof(C) == 2) {
         store_shared(to(item % kChunks), held[i]);
       } else {
-        const uint32_t words[4] = {held[i].x, held[i].y, held[i].z, held[i].w};
 #pragma unroll
         for (int half = 0; half < 2; ++half)
-          store_shared(
-              to(item % kChunks * 2 + half),
-              {widen_pair<C, 0>(words[2 * half]), widen_pair<C, 1>(words[2 * half]),
-               widen_pair<C, 0>(words[2 * half + 1]), widen_pair<C, 1>(words[2 * half + 1])});
+          store_shared(to(item % kChunks * 2 + half), widen_eight<C>(held[i], half));
       }
     }
   }
@@ -203,33 +194,22 @@ __global__ void __launch_bounds__(kThreads, 2)
 #ifdef __CUDA_ARCH__
   if (__CUDA_ARCH__ < Products::kFromArch || __CUDA_ARCH__ >= Products::kBelowArch) return;
   extern __shared__ __align__(1024) uint8_t shared[];
-  // Last items first; items past the end of the list leave.
-  const TilePlace place =
-      find_tile(tiling, static_cast<int32_t>(gridDim.y) - 1 - static_cast<int32_t>(blockIdx.y));
-  if (place.seq < 0) return;
+  QueryRun<kDim> run;
+  if (!find_run(params, tiling, &run)) return;
+  const QueryRows<kDim>& query_rows = run.rows;
   const AttentionLaunch& args = params.args;
   const DeviceBatch& batch = params.batch;
-  const int32_t seq_begin = batch.query_start[place.seq];
-  const int32_t first_token = place.tile * tiling.tile_tokens;
-  const int32_t num_tokens =
-      min(tiling.tile_tokens, batch.query_start[place.seq + 1] - seq_begin - first_token);
-  const int32_t context = batch.context_len[place.seq] + first_token;
-  const int32_t visible = context + num_tokens;
-  const int32_t num_tiles = (visible + kTile - 1) / kTile;
-  const int kv_head = static_cast<int>(blockIdx.x);
-  const QueryRows<kDim> query_rows{seq_begin + first_token, num_tokens * params.group, kv_head,
-                                   params.group, args.num_heads};
+  const int32_t num_tiles = (run.visible + kTile - 1) / kTile;
   const int lane = static_cast<int>(threadIdx.x) & 31;
   const int first_row = static_cast<int>(threadIdx.x) / 32 * 16;  // of the warp
 
   const int64_t row_bytes = int64_t{args.num_kv_heads} * kDim * sizeof(C);
-  const int64_t head_bytes = int64_t{kv_head} * kDim * sizeof(C);
+  const int64_t head_bytes = int64_t{query_rows.kv_head} * kDim * sizeof(C);
   const auto* keys = static_cast<const uint8_t*>(args.k_cache) + head_bytes;
   const auto* values = static_cast<const uint8_t*>(args.v_cache) + head_bytes;
-  const int32_t* table = batch.block_table + static_cast<int64_t>(place.seq) * batch.max_blocks;
   const auto cache_row_of = [&](int32_t tile) {
-    const int32_t position = min(tile * kTile + lane, visible - 1);
-    return table[position / batch.block_size] * batch.block_size + position % batch.block_size;
+    const int32_t position = min(tile * kTile + lane, run.visible - 1);
+    return cache_row_at(batch, run.table, position);
   };
 
   const uint32_t queries = shared_address(shared);
@@ -247,7 +227,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
   for (int half = 0; half < 2; ++half)
     last[half] =
-        context + min(first_row + products.row(half), query_rows.num_rows - 1) / params.group;
+        run.context + min(first_row + products.row(half), query_rows.num_rows - 1) / params.group;
   const float scale = args.softmax_scale * kLog2E;
 
   for (int32_t tile = 0; tile < num_tiles; ++tile) {
@@ -257,7 +237,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     const int32_t next_row = cache_row_of(tile + 1);
     float s[4][4] = {};
     products.scores(s, queries, first_row, buffer);
-    if (tile * kTile + kTile - 1 > context) {  // the first token does not see all of it
+    if (tile * kTile + kTile - 1 > run.context) {  // the first token does not see all of it
 #pragma unroll
       for (int n = 0; n < 4; ++n)
 #pragma unroll
@@ -304,11 +284,6 @@ void launch_products(const AttentionParams& params, int32_t longer_than, cudaStr
   NB_CUDA_LAUNCHED();
 }
 
-bool takes_quads(const AttentionParams& params) {
-  const int capability = params.workspace.compute_capability;
-  return capability < 75 || (capability < 80 && params.args.form == AttentionForm::kQuads);
-}
-
 }  // namespace
 
 bool small_prefill_supports(const AttentionParams& params) {
@@ -325,7 +300,7 @@ void launch_small_prefill(const AttentionParams& params, int32_t longer_than, cu
     using C = typename decltype(cache)::type;
     using M = ProductType<C>;
     if constexpr (std::is_same_v<M, Half>) {
-      if (takes_quads(params))
+      if (takes_quads(params.workspace, params.args.form == AttentionForm::kQuads))
         return launch_products<C, dim, Quads<dim>>(params, longer_than, stream);
     }
     launch_products<C, dim, RowsOf16<M, dim>>(params, longer_than, stream);

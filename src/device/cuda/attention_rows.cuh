@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "device/cuda/attention_kernels.h"
+#include "device/cuda/cache_types.cuh"
 #include "device/cuda/tensor_core.cuh"
 
 namespace nibble::cuda {
@@ -29,6 +30,36 @@ struct QueryRows {
            kDim;
   }
 };
+
+// A block's run of a sequence's new tokens.
+template <int kDim>
+struct QueryRun {
+  QueryRows<kDim> rows;
+  const int32_t* table;  // of the sequence's blocks
+  int32_t context;       // cached tokens before the run's first
+  int32_t visible;       // to its last
+};
+
+// Grid (num_kv_heads, items). Last items, which have more to read, first; false for those past the
+// end of the list.
+template <int kDim>
+__device__ __forceinline__ bool find_run(const AttentionParams& params, const Tiling& tiling,
+                                         QueryRun<kDim>* run) {
+  const TilePlace place =
+      find_tile(tiling, static_cast<int32_t>(gridDim.y) - 1 - static_cast<int32_t>(blockIdx.y));
+  if (place.seq < 0) return false;
+  const DeviceBatch& batch = params.batch;
+  const int32_t seq_begin = batch.query_start[place.seq];
+  const int32_t first_token = place.tile * tiling.tile_tokens;
+  const int32_t num_tokens =
+      min(tiling.tile_tokens, batch.query_start[place.seq + 1] - seq_begin - first_token);
+  run->rows = {seq_begin + first_token, num_tokens * params.group, static_cast<int>(blockIdx.x),
+               params.group, params.args.num_heads};
+  run->table = batch.block_table + static_cast<int64_t>(place.seq) * batch.max_blocks;
+  run->context = batch.context_len[place.seq] + first_token;
+  run->visible = run->context + num_tokens;
+  return true;
+}
 
 // Queries into panels of 64 rows, in the products' type M; zeros behind the last.
 template <class M, int kDim, int kRows, int kThreads>
@@ -88,6 +119,22 @@ __device__ __forceinline__ void online_softmax(float (&s)[kScores][4], float (&o
 #pragma unroll
     for (int m = 0; m < kOuts; ++m) o[m][2 * half] *= factor, o[m][2 * half + 1] *= factor;
   }
+}
+
+// 16 bytes to shared memory.
+__device__ __forceinline__ void store_shared(uint32_t address, const uint4& words) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(words.x),
+               "r"(words.y), "r"(words.z), "r"(words.w)
+               : "memory");
+}
+
+// Eight of 16 8-bit elements as f16: the lower half of them or the upper.
+template <class C>
+__device__ __forceinline__ uint4 widen_eight(const uint4& sixteen, int half) {
+  const uint32_t first = half == 0 ? sixteen.x : sixteen.z;
+  const uint32_t second = half == 0 ? sixteen.y : sixteen.w;
+  return {widen_pair<C, 0>(first), widen_pair<C, 1>(first), widen_pair<C, 0>(second),
+          widen_pair<C, 1>(second)};
 }
 
 // Two neighbouring elements of a result.

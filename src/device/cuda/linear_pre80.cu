@@ -334,9 +334,7 @@ void with_mma(Form form, LinearPath path, const Workspace& workspace, Body body)
       case Form::kDense: return body(mma, FormIs<Form::kDense>{});
     }
   };
-  const int capability = workspace.compute_capability;
-  if (capability < 75 || (capability < 80 && path == LinearPath::kQuads))
-    return with_form(Type<MmaOfQuads>{});
+  if (takes_quads(workspace, path == LinearPath::kQuads)) return with_form(Type<MmaOfQuads>{});
   with_form(Type<MmaOf16>{});
 }
 

@@ -8,6 +8,12 @@
 
 namespace nibble::cuda {
 
+// Whether these products are to be taken: sm_70 has no others, and code for sm_75 has them for
+// tests.
+inline bool takes_quads(const Workspace& workspace, bool asked) {
+  return workspace.compute_capability < 75 || (workspace.compute_capability < 80 && asked);
+}
+
 struct QuadLane {
   int member = static_cast<int>(threadIdx.x) & 3;      // of its quad
   int pair = static_cast<int>(threadIdx.x) >> 2 & 3;   // which of the warp's

@@ -35,6 +35,13 @@ __device__ inline float2 unpack_pair<BFloat>(uint32_t bits) {
   return {__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u)};
 }
 
+// The row of the paged cache where a sequence's token number `position` lies; `table` is the
+// sequence's row of batch.block_table.
+__device__ __forceinline__ int32_t cache_row_at(const DeviceBatch& batch, const int32_t* table,
+                                                int32_t position) {
+  return table[position / batch.block_size] * batch.block_size + position % batch.block_size;
+}
+
 // A ragged batch cut into tiles of `tile_tokens`: only sequences with more than `longer_than` and
 // at most `at_most` new tokens have tiles; the others belong to another kernel of the same
 // launcher.
