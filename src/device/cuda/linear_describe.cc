@@ -1,5 +1,7 @@
 // Describes weights to the kernels that read them through the tensor cores, and picks the one for
 // few tokens.
+#include <algorithm>
+
 #include "device/cuda/cuda_check.h"
 #include "device/cuda/launch.h"
 #include "device/cuda/linear_kernels.h"
@@ -15,12 +17,11 @@ int logarithm(int x) {
 }
 
 // The launch without its tokens; false if these kernels do not serve it.
-bool describe(const LinearLaunch& args, const Workspace& workspace, SkinnyArgs* launch,
-              Kind* kind) {
+bool describe(const LinearLaunch& args, SkinnyArgs* launch, Kind* kind) {
   const Weight& weight = args.weight;
-  if (workspace.compute_capability < 80 || weight.layout == Layout::kPlain ||
-      weight.type != args.x_type || scalar_size(args.x_type) != 2 ||
-      weight.in_features % kUnit != 0 || !aligned(args.x) || !aligned(weight.values))
+  if (weight.layout == Layout::kPlain || weight.type != args.x_type ||
+      scalar_size(args.x_type) != 2 || weight.in_features % kUnit != 0 || !aligned(args.x) ||
+      !aligned(weight.values))
     return false;
   *launch = SkinnyArgs{};
   launch->values = weight.values;
@@ -46,11 +47,10 @@ bool describe(const LinearLaunch& args, const Workspace& workspace, SkinnyArgs* 
 }
 
 // Several products of one x; false if these kernels do not serve them alike.
-bool describe_parts(const LinearLaunch* parts, int count, const Workspace& workspace,
-                    SkinnyArgs* launches, Kind* kind) {
+bool describe_parts(const LinearLaunch* parts, int count, SkinnyArgs* launches, Kind* kind) {
   for (int i = 0; i < count; ++i) {
     Kind own;
-    if (parts[i].num_tokens == 0 || !describe(parts[i], workspace, &launches[i], &own) ||
+    if (parts[i].num_tokens == 0 || !describe(parts[i], &launches[i], &own) ||
         (i > 0 && own != *kind))
       return false;
     *kind = own;
@@ -74,25 +74,55 @@ bool launch_few(Scalar type, Kind kind, const SkinnyArgs* parts, int count, cons
   return launch_linear_vector(type, kind, parts, count, workspace, stream);
 }
 
+// Calls body(launch) for `most` tokens after the other.
+template <class Body>
+void each_piece(const LinearLaunch& args, SkinnyArgs launch, int64_t most, Body body) {
+  const Weight& weight = args.weight;
+  for (int64_t begin = 0; begin < args.num_tokens; begin += most) {
+    launch.num_tokens = static_cast<int>(std::min(args.num_tokens - begin, most));
+    launch.x = static_cast<const char*>(args.x) + begin * weight.in_features * 2;
+    launch.out = static_cast<char*>(args.out) +
+                 begin * weight.out_features * static_cast<int64_t>(scalar_size(args.out_type));
+    body(launch);
+  }
+}
+
+// Up to how many tokens launch_linear_pre80() beats writing packed weights out in 16 bits, and
+// cuBLASLt (benchmarks/cuda_linear.cc pre80). Of what it does not serve none.
+int64_t most_pre80_tokens(Kind kind, Scalar type) {
+  if (type != Scalar::kF16 || kind == Kind::kCompact) return 0;
+  return kind == Kind::kDense ? 8 : 64;
+}
+
+bool before_sm80(const Workspace& workspace) {
+  return workspace.compute_capability < 80;
+}
+
 }  // namespace
 
 bool launch_linear_skinny(const LinearLaunch& args, const Workspace& workspace,
                           cudaStream_t stream) {
-  const Weight& weight = args.weight;
-  SkinnyArgs launch;
+  SkinnyArgs described;
   Kind kind;
-  if (!describe(args, workspace, &launch, &kind)) return false;
-  for (int64_t begin = 0; begin < args.num_tokens; begin += kSkinnyTokens) {
-    const int64_t rest = args.num_tokens - begin;
-    launch.num_tokens = static_cast<int>(rest < kSkinnyTokens ? rest : kSkinnyTokens);
-    launch.x = static_cast<const char*>(args.x) + begin * weight.in_features * 2;
-    launch.out = static_cast<char*>(args.out) +
-                 begin * weight.out_features * static_cast<int64_t>(scalar_size(args.out_type));
-    // The last few of many tokens are computed as those before them.
-    const bool may_fix = args.num_tokens <= kFixedTokens;
-    if (launch_few(args.x_type, kind, &launch, 1, args.fixed, may_fix, workspace, stream)) continue;
-    launch_linear_streamed(args.x_type, kind, launch, workspace, stream);
-  }
+  if (before_sm80(workspace) || !describe(args, &described, &kind)) return false;
+  // The last few of many tokens are computed as those before them.
+  const bool may_fix = args.num_tokens <= kFixedTokens;
+  each_piece(args, described, kSkinnyTokens, [&](const SkinnyArgs& launch) {
+    if (!launch_few(args.x_type, kind, &launch, 1, args.fixed, may_fix, workspace, stream))
+      launch_linear_streamed(args.x_type, kind, launch, workspace, stream);
+  });
+  return true;
+}
+
+bool launch_linear_pre80(const LinearLaunch& args, const Workspace& workspace,
+                         cudaStream_t stream) {
+  SkinnyArgs described;
+  Kind kind;
+  if (!describe(args, &described, &kind) || args.num_tokens > most_pre80_tokens(kind, args.x_type))
+    return false;
+  each_piece(args, described, kPre80Tokens, [&](const SkinnyArgs& launch) {
+    launch_linear_pre80(kind, &launch, 1, workspace, stream, args.path);
+  });
   return true;
 }
 
@@ -100,7 +130,7 @@ bool launch_linear_tiles(const LinearLaunch* parts, int count, const Workspace& 
                          cudaStream_t stream) {
   SkinnyArgs launches[kMostLinearParts] = {};
   Kind kind = Kind::kDense;
-  return describe_parts(parts, count, workspace, launches, &kind) &&
+  return describe_parts(parts, count, launches, &kind) &&
          launch_linear_tiles(parts[0].x_type, kind, launches, count, workspace, stream);
 }
 
@@ -108,11 +138,16 @@ bool launch_linear_skinny_group(const LinearLaunch* parts, int count, const Work
                                 cudaStream_t stream) {
   SkinnyArgs launches[kMostLinearParts] = {};
   Kind kind = Kind::kDense;
-  if (parts[0].num_tokens > kDirectTokens ||
-      !describe_parts(parts, count, workspace, launches, &kind))
-    return false;
-  return launch_few(parts[0].x_type, kind, launches, count, parts[0].fixed, true, workspace,
-                    stream);
+  if (!describe_parts(parts, count, launches, &kind)) return false;
+  const int64_t num_tokens = parts[0].num_tokens;
+  if (before_sm80(workspace)) {
+    if (num_tokens > std::min<int64_t>(kPre80Tokens, most_pre80_tokens(kind, parts[0].x_type)))
+      return false;
+    launch_linear_pre80(kind, launches, count, workspace, stream, LinearPath::kAuto);
+    return true;
+  }
+  return num_tokens <= kDirectTokens && launch_few(parts[0].x_type, kind, launches, count,
+                                                   parts[0].fixed, true, workspace, stream);
 }
 
 namespace {
@@ -129,9 +164,11 @@ bool describe_experts(const ExpertsLaunch& args, const Workspace& workspace, Ski
     one.weight = part.first;
     one.out_type = args.x_type;
     Kind own;
-    if (!describe(one, workspace, &launches[i], &own) || (i > 0 && own != *kind) ||
-        own == Kind::kCompact || launches[i].group_shift < 0 || part.values_apart % 16 != 0 ||
-        part.scales_apart % 8 != 0)
+    if (!describe(one, &launches[i], &own) || (i > 0 && own != *kind) || own == Kind::kCompact ||
+        part.values_apart % 16 != 0 || part.scales_apart % 8 != 0)
+      return false;
+    if (before_sm80(workspace) ? most_pre80_tokens(own, args.x_type) == 0
+                               : launches[i].group_shift < 0)
       return false;
     *kind = own;
     launches[i].x = args.x;
@@ -147,24 +184,28 @@ bool describe_experts(const ExpertsLaunch& args, const Workspace& workspace, Ski
 
 bool launch_linear_experts(const ExpertsLaunch& args, const Workspace& workspace,
                            cudaStream_t stream, bool dry) {
-  if (workspace.compute_capability < 80) return launch_experts_pre80(args, workspace, stream, dry);
   SkinnyArgs launches[2];
   ExpertArgs experts;
   Kind kind;
   if (!describe_experts(args, workspace, launches, &experts, &kind)) return false;
-  return dry || launch_linear_vector(args.x_type, kind, launches, args.num_parts, workspace, stream,
-                                     &experts);
+  if (dry) return true;
+  if (!before_sm80(workspace))
+    return launch_linear_vector(args.x_type, kind, launches, args.num_parts, workspace, stream,
+                                &experts);
+  launch_linear_pre80(kind, launches, args.num_parts, workspace, stream, LinearPath::kAuto,
+                      &experts);
+  return true;
 }
 
 void launch_linear_grouped(const ExpertsLaunch& args, const ExpertPlan& plan,
                            const Workspace& workspace, cudaStream_t stream) {
-  if (workspace.compute_capability < 80 && launch_grouped_pre80(args, plan, workspace, stream))
-    return;
   SkinnyArgs launches[2];
   ExpertArgs experts;
   Kind kind;
   if (!describe_experts(args, workspace, launches, &experts, &kind))
     fail(cudaErrorInvalidValue, "experts that cannot be grouped", __FILE__, __LINE__);
+  if (before_sm80(workspace))
+    return launch_grouped_pre80(kind, launches, args.num_parts, experts, plan, workspace, stream);
   launch_grouped(args.x_type, kind, launches, args.num_parts, experts, plan, stream);
 }
 

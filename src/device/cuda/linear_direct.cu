@@ -10,7 +10,6 @@
 //
 // kUnits = 2: two units at a time under one scale, in groups of 128 or more: instructions are what
 // limits packed weights.
-#include <climits>
 
 #include "device/cuda/cluster.cuh"
 #include "device/cuda/linear_stream.cuh"
@@ -26,11 +25,9 @@ struct Geometry {
   int cluster;
 };
 
-// The row tiles of several weights in one grid.
-struct DirectGroup {
-  SkinnyArgs parts[kMostLinearParts];
-  int end[kMostLinearParts];  // clusters of this part and those before it; INT_MAX from the last
-  int slice_shift;            // logarithms of the geometry
+// Its `end` counts clusters.
+struct DirectGroup : SkinnyGroup {
+  int slice_shift;  // logarithms of the geometry
   int cluster_shift;
 };
 
@@ -336,14 +333,7 @@ void launch_direct(const SkinnyArgs* parts, int count, Geometry geometry,
   group.slice_shift = logarithm_of(geometry.slices);
   group.cluster_shift = logarithm_of(geometry.cluster);
   const int row_tiles = geometry.row_warps * Shape::kRowTiles;
-  int clusters = 0;
-  for (int i = 0; i < static_cast<int>(kMostLinearParts); ++i) {
-    if (i < count) {
-      group.parts[i] = parts[i];
-      clusters += (parts[i].row_tiles + row_tiles - 1) / row_tiles;
-    }
-    group.end[i] = i + 1 < count ? clusters : INT_MAX;
-  }
+  const int clusters = group.fill(parts, count, row_tiles);
   const int warps = geometry.row_warps * geometry.slices;
   const size_t shared_bytes = size_t{512} * warps * Shape::kRowTiles * kTokenTiles;
   launch_overlapped_clusters(

@@ -10,7 +10,6 @@
 //
 // A block per `kRows` row tiles, its warps taking turns along the row, as in linear_vector.cu; or a
 // cluster of blocks, where there are few row tiles and many tokens.
-#include <climits>
 
 #include "device/cuda/cluster.cuh"
 #include "device/cuda/fixed_rows.cuh"
@@ -38,9 +37,8 @@ struct FixedShape {
   static constexpr size_t kShared = size_t{kWarps} * kRing;
 };
 
-struct FixedGroup {
-  SkinnyArgs parts[kMostLinearParts];
-  int end[kMostLinearParts];  // blocks of this part and those before it; INT_MAX from the last
+// Its `end` counts clusters.
+struct FixedGroup : SkinnyGroup {
   FixedRows rows;
 };
 
@@ -332,14 +330,7 @@ void launch_shape(const SkinnyArgs* parts, int count, const FixedRows& rows,
                   const Workspace& workspace, cudaStream_t stream) {
   FixedGroup group;
   group.rows = rows;
-  int blocks = 0;
-  for (int i = 0; i < static_cast<int>(kMostLinearParts); ++i) {
-    if (i < count) {
-      group.parts[i] = parts[i];
-      blocks += (parts[i].row_tiles + Shape::kRows - 1) / Shape::kRows;
-    }
-    group.end[i] = i + 1 < count ? blocks : INT_MAX;
-  }
+  const int clusters = group.fill(parts, count, Shape::kRows);
   static const bool ready = [&] {
     NB_CUDA(cudaFuncSetAttribute(fixed_kernel<T, Shape>,
                                  cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -348,7 +339,7 @@ void launch_shape(const SkinnyArgs* parts, int count, const FixedRows& rows,
   }();
   static_cast<void>(ready);
   launch_overlapped_clusters(
-      fixed_kernel<T, Shape>, static_cast<unsigned>(blocks * Shape::kCluster), Shape::kCluster,
+      fixed_kernel<T, Shape>, static_cast<unsigned>(clusters * Shape::kCluster), Shape::kCluster,
       Shape::kWarps * 32, Shape::kShared, stream, workspace.compute_capability, group);
 }
 

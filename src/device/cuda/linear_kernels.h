@@ -2,6 +2,8 @@
 // launcher of each file. linear_describe.cc makes and chooses. Layouts: linear.h.
 #pragma once
 
+#include <climits>
+
 #include "device/cuda/fixed_rows.h"
 #include "device/cuda/linear.h"
 
@@ -10,6 +12,7 @@ namespace nibble::cuda {
 constexpr int kUnit = 64;          // inputs of a row tile that lie together
 constexpr int kRingTokens = 8;     // most that launch_linear_vector takes
 constexpr int kDirectTokens = 16;  // ... and launch_linear_direct
+constexpr int kPre80Tokens = 32;   // ... and launch_linear_pre80
 
 enum class Kind { kW4, kW4Group32, kDense, kCompact };
 
@@ -34,6 +37,25 @@ struct SkinnyArgs {
   int units_per_block;  // the piece of a thread block
   float* partials;
   uint32_t* counters;
+};
+
+// Several products of one x in one grid.
+struct SkinnyGroup {
+  SkinnyArgs parts[kMostLinearParts];
+  int end[kMostLinearParts];  // blocks of this part and those before it; INT_MAX from the last
+
+  // `row_tiles` to a block, all of them `times` times. Returns the blocks.
+  int fill(const SkinnyArgs* from, int count, int row_tiles, int times = 1) {
+    int blocks = 0;
+    for (int i = 0; i < static_cast<int>(kMostLinearParts); ++i) {
+      if (i < count) {
+        parts[i] = from[i];
+        blocks += (from[i].row_tiles + row_tiles - 1) / row_tiles * times;
+      }
+      end[i] = i + 1 < count ? blocks : INT_MAX;
+    }
+    return blocks;
+  }
 };
 
 // Where a product's weights are those of experts, see ExpertsLaunch: num_tokens is 1, and each pair
@@ -77,12 +99,14 @@ bool launch_linear_vector(Scalar type, Kind kind, const SkinnyArgs* parts, int c
                           const Workspace& workspace, cudaStream_t stream,
                           const ExpertArgs* experts = nullptr);
 
-// linear_pre80.cu: launch_linear_experts() and launch_linear_grouped() of f16 weights, for GPUs
-// before sm_80.
-bool launch_experts_pre80(const ExpertsLaunch& args, const Workspace& workspace,
-                          cudaStream_t stream, bool dry);
-bool launch_grouped_pre80(const ExpertsLaunch& args, const ExpertPlan& plan,
-                          const Workspace& workspace, cudaStream_t stream);
+// linear_pre80.cu, f16 for GPUs before sm_80: up to kPre80Tokens tokens of any kind but kCompact;
+// several products of one x in one launch. With `experts`, of at most two products. `path` may ask
+// for kQuads.
+void launch_linear_pre80(Kind kind, const SkinnyArgs* parts, int count, const Workspace& workspace,
+                         cudaStream_t stream, LinearPath path, const ExpertArgs* experts = nullptr);
+// The same as launch_grouped().
+void launch_grouped_pre80(Kind kind, const SkinnyArgs* parts, int count, const ExpertArgs& experts,
+                          const ExpertPlan& plan, const Workspace& workspace, cudaStream_t stream);
 
 // linear_tiles.cu: any number of tokens times packed weights or ones in 12 bits; several products
 // of one x in one launch. False without wgmma, or if the weights or the workspace do not allow it.

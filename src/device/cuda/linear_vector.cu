@@ -4,7 +4,6 @@
 //
 // kWide: two units at a time under one scale, in groups of 128 or more: the instructions around the
 // dequantization are what limits packed weights here, and this halves them.
-#include <climits>
 #include <type_traits>
 
 #include "device/cuda/linear_stream.cuh"
@@ -28,17 +27,11 @@ struct VectorShape {
   static constexpr size_t kShared = size_t{kWarps} * kRing;
 };
 
-// The row tiles of several weights in one grid.
-struct VectorGroup {
-  SkinnyArgs parts[kMostLinearParts];
-  int end[kMostLinearParts];  // blocks of this part and those before it; INT_MAX from the last
-};
-
 struct NoExperts {};
 
 // Of the kernel for one weight a part and of that for experts.
 template <class T, class Shape, class Experts>
-__device__ __forceinline__ void vector_body(const VectorGroup& group, const Experts& experts) {
+__device__ __forceinline__ void vector_body(const SkinnyGroup& group, const Experts& experts) {
 #if NB_SKINNY_CODE
   constexpr Kind kind = Shape::kind;
   constexpr int kUnits = Shape::kUnits;
@@ -197,12 +190,12 @@ __device__ __forceinline__ void vector_body(const VectorGroup& group, const Expe
 
 template <class T, class Shape>
 __global__ void __launch_bounds__(kWarps * 32, Shape::kBlocks)
-    vector_kernel(const __grid_constant__ VectorGroup group) {
+    vector_kernel(const __grid_constant__ SkinnyGroup group) {
   vector_body<T, Shape>(group, NoExperts{});
 }
 template <class T, class Shape>
 __global__ void __launch_bounds__(kWarps * 32, Shape::kBlocks)
-    expert_kernel(const __grid_constant__ VectorGroup group,
+    expert_kernel(const __grid_constant__ SkinnyGroup group,
                   const __grid_constant__ ExpertArgs experts) {
   vector_body<T, Shape>(group, experts);
 }
@@ -212,15 +205,8 @@ template <class T, class Shape, class... Experts>
 void launch_vector(const SkinnyArgs* parts, int count, const Workspace& workspace,
                    cudaStream_t stream, const Experts&... experts) {
   const int num_pairs = (1 * ... * experts.num_pairs);
-  VectorGroup group;
-  int blocks = 0;
-  for (int i = 0; i < static_cast<int>(kMostLinearParts); ++i) {
-    if (i < count) {
-      group.parts[i] = parts[i];
-      blocks += parts[i].row_tiles * num_pairs;
-    }
-    group.end[i] = i + 1 < count ? blocks : INT_MAX;
-  }
+  SkinnyGroup group;
+  const int blocks = group.fill(parts, count, 1, num_pairs);
   const auto kernel = [] {
     if constexpr (sizeof...(Experts) == 0) {
       return vector_kernel<T, Shape>;
