@@ -162,19 +162,32 @@ struct Bench {
   }
 };
 
+// Of a kernel that only reads as many bytes, one launch after the other's end.
+double read_seconds(const Bench& bench, const Shape& shape, const std::vector<Weight>& weights) {
+  const size_t bytes =
+      shape.group < 0 ? static_cast<size_t>(shape.out * shape.in) * 3 / 2 : weight_bytes(shape);
+  const double ms = bench::median_ms([&](cudaStream_t stream) {
+    for (const Weight& weight : weights)
+      cuda::enqueue_read(weight.values, bytes, bench.workspace, stream);
+  });
+  return ms * 1e-3 / static_cast<double>(weights.size());
+}
+
 void few_tokens(const Bench& bench) {
-  std::printf("\nfew tokens: microseconds and %% of the read bandwidth (weights once)\n%-26s", "");
+  std::printf("\nfew tokens: microseconds and %% of the read bandwidth (weights once)\n%-26s%12s",
+              "", "only read");
   constexpr int kTokens[] = {1, 2, 4, 8, 9, 16, 32, 64};
   for (const int m : kTokens) std::printf("       M=%-3d", m);
   std::printf("\n");
   for (const Shape& shape : kShapes) {
     const std::vector<Weight> weights = make_weights(shape);
-    std::printf("%-26s", shape.name);
-    for (const int m : kTokens) {
-      const double s = bench.seconds(weights, m, LinearPath::kSkinny);
+    const auto print = [&](double s) {
       std::printf(" %7.1f%4.0f", s * 1e6,
                   100 * static_cast<double>(weight_bytes(shape)) / s / bench.read_bandwidth);
-    }
+    };
+    std::printf("%-26s", shape.name);
+    print(read_seconds(bench, shape, weights));
+    for (const int m : kTokens) print(bench.seconds(weights, m, LinearPath::kSkinny));
     std::printf("\n");
     free_weights(weights);
   }

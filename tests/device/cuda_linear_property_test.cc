@@ -353,34 +353,47 @@ TEST_F(CudaLinear, TilesOfManyTokens) {
 
 // Several weights in one launch have the sums they have alone, but for where thread blocks divide
 // them.
-TEST_F(CudaLinear, SeveralWeightsOfManyTokens) {
-  for (const int num_tokens : {20, 70, 130}) {
-    SCOPED_TRACE(num_tokens);
-    const DeviceTensor x(normal(DType::kBF16, {num_tokens, 1280}));
+TEST_F(CudaLinear, SeveralWeightsInOneLaunch) {
+  struct Case {
+    DType type;
+    int num_tokens;
+    std::vector<int> outs;
+  };
+  const std::vector<int> mixed = {1030, 48, 300};
+  std::vector<Case> cases;
+  for (const int num_tokens : {20, 70, 130}) cases.push_back({DType::kBF16, num_tokens, mixed});
+  for (const int num_tokens : {1, 3, 4, 5, 8, 9, 16, 32})
+    for (const DType type : {DType::kF16, DType::kBF16})
+      for (const std::vector<int>& outs : {mixed, {8100, 7990}, {9001, 1024, 520}, {3000, 100}})
+        cases.push_back({type, num_tokens, outs});
+  for (const auto& [type, num_tokens, outs] : cases) {
+    SCOPED_TRACE(std::to_string(num_tokens) + " tokens of " + std::string(dtype_name(type)) +
+                 ", first of " + std::to_string(outs[0]) + " outputs");
+    const int in = num_tokens > 16 ? 1280 : 640;
+    const DeviceTensor x(normal(type, {num_tokens, in}));
     std::vector<Prepared> weights;
-    std::vector<DeviceTensor> outs;
+    std::vector<DeviceTensor> results;
     std::vector<cuda::LinearLaunch> launches;
-    for (const int out : {1030, 48, 300}) {
-      const DiskWeight disk(random_, out, 1280, {4, 128, true, DType::kBF16});
+    for (const int out : outs) {
+      const DiskWeight disk(random_, out, in, {4, 128, true, type});
       weights.emplace_back(disk.weight);
-      outs.emplace_back(DType::kF32, Shape{num_tokens, out});
-      launches.push_back({x.view().data, cuda::Scalar::kBF16,
-                          cuda::weight_of(weights.back().weight), outs.back().view().data,
-                          cuda::Scalar::kF32, num_tokens});
+      results.emplace_back(DType::kF32, Shape{num_tokens, out});
+      launches.push_back({x.view().data, scalar(type), cuda::weight_of(weights.back().weight),
+                          results.back().view().data, cuda::Scalar::kF32, num_tokens});
     }
-    cuda::launch_linear_group(launches.data(), 3, *workspace_, nullptr);
+    cuda::launch_linear_group(launches.data(), static_cast<int>(outs.size()), *workspace_, nullptr);
     NB_CUDA(cudaDeviceSynchronize());
-    for (size_t i = 0; i < 3; ++i)
+    for (size_t i = 0; i < outs.size(); ++i)
       EXPECT_LE(
-          relative_error(outs[i].floats(), run(x, weights[i], DType::kF32, LinearPath::kAuto)),
+          relative_error(results[i].floats(), run(x, weights[i], DType::kF32, LinearPath::kAuto)),
           1e-5);
   }
 }
 
 // Long rows and many row blocks: thread blocks share rows and hand their sums over.
 TEST_F(CudaLinear, SharedRowsOfLargeWeights) {
-  for (const auto& [out, in] :
-       {std::pair(40, 17408), std::pair(4099, 1024), std::pair(8205, 384), std::pair(130, 64)}) {
+  for (const auto& [out, in] : {std::pair(40, 17408), std::pair(4099, 1024), std::pair(8205, 384),
+                                std::pair(130, 64), std::pair(16053, 256)}) {
     for (const int num_tokens : {1, 5, 16, 31, 64}) {
       const DiskWeight disk(random_, out, in, {4, in == 64 ? 64 : 128, true, DType::kBF16});
       expect_equal(disk.weight, DType::kBF16, num_tokens, LinearPath::kSkinny);

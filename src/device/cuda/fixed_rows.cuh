@@ -58,11 +58,11 @@ __device__ __forceinline__ void write_fixed(const float (&x)[8], int token, int6
   if (inner != 0) return;
   auto* columns = static_cast<uint2*>(to.columns) + group * fixed_columns(to.num_tokens);
   if (to.num_tokens <= 4) {
-    columns[token] = make_uint2(static_cast<uint32_t>(high_sum), __float_as_uint(unit * 256));
-    columns[4 + token] = make_uint2(static_cast<uint32_t>(low_sum), __float_as_uint(unit));
+    columns[token] = make_uint2(static_cast<uint32_t>(-high_sum), __float_as_uint(unit * 256));
+    columns[4 + token] = make_uint2(static_cast<uint32_t>(-low_sum), __float_as_uint(unit));
   } else {
     columns[token] =
-        make_uint2(static_cast<uint32_t>(256 * high_sum + low_sum), __float_as_uint(unit));
+        make_uint2(static_cast<uint32_t>(-256 * high_sum - low_sum), __float_as_uint(unit));
   }
 }
 

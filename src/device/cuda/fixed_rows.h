@@ -8,7 +8,7 @@
 //   digits  [in / 128, 2 halves, 2 digits, num_tokens, 4, 16] int8
 //     byte 8 j + 4 i + b of lane t of half h: input 64 h + 32 j + 8 t + 4 i + {0, 2, 1, 3}[b]: the
 //     B operand of mma.m16n8k32 that belongs to the tiles of linear.h
-//   columns [in / 128, 8, or 16 for more than 8 tokens] {int32 sum over the 128 inputs, f32 unit}
+//   columns [in / 128, 8, or 16 for more than 8 tokens] {int32 minus the sum of the 128, f32 unit}
 //     up to 4 tokens: column t the high digits of token t, unit 256 times, column 4 + t the low
 //     ones; more: column t both digits of token t.
 #pragma once

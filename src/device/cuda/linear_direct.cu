@@ -12,6 +12,7 @@
 // limits packed weights.
 
 #include "device/cuda/cluster.cuh"
+#include "device/cuda/launch.h"
 #include "device/cuda/linear_stream.cuh"
 #include "device/cuda/overlap.cuh"
 
@@ -361,12 +362,6 @@ void with_kind(Kind kind, bool wide, Body body) {
     case Kind::kDense: return body(KindIs<Kind::kDense, false>{});
     case Kind::kCompact: return body(KindIs<Kind::kCompact, false>{});
   }
-}
-
-// How full the card is, of 1, while so many blocks run: the last of them may leave places empty.
-float fullness(int blocks, int places) {
-  const int rounds = (blocks + places - 1) / places;
-  return static_cast<float>(blocks) / static_cast<float>(rounds * places);
 }
 
 // Shapes and geometries by the size of the weights, as a sweep over all of them found for the

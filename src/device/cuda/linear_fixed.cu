@@ -8,11 +8,15 @@
 // which the contract of tensor/linear_weight.h would have; the result is the nearer to the exact
 // one.
 //
-// A block per `kRows` row tiles, its warps taking turns along the row, as in linear_vector.cu; or a
-// cluster of blocks, where there are few row tiles and many tokens.
+// A block per `kBlockRows` row tiles, its warps taking turns along the row, a group of 128 inputs
+// each, as in linear_vector.cu; or a cluster of blocks, where there are few row tiles. A group's
+// row tiles pass through the ring in sets of `kRows`, while its activations stay in registers.
+#include <algorithm>
+#include <climits>
 
 #include "device/cuda/cluster.cuh"
 #include "device/cuda/fixed_rows.cuh"
+#include "device/cuda/launch.h"
 #include "device/cuda/linear_stream.cuh"
 #include "device/cuda/overlap.cuh"
 
@@ -21,11 +25,13 @@ namespace {
 
 constexpr int kThreads = 256;  // of the kernel that makes rows
 
-template <int kTokenColumns, int kRowTiles, int kStages, int kBlocksPerSm, int kWarpsOfBlock = 8,
-          int kBlocksOfCluster = 1>
+template <int kTokenColumns, int kRowTiles, int kSetsOfRows, int kStages, int kBlocksPerSm,
+          int kWarpsOfBlock, int kBlocksOfCluster = 1>
 struct FixedShape {
   static constexpr int kTokens = kTokenColumns;  // 4: both digits in one product; 8, 16: in two
-  static constexpr int kRows = kRowTiles;        // row tiles of a block
+  static constexpr int kRows = kRowTiles;        // row tiles of a stage
+  static constexpr int kSets = kSetsOfRows;      // stages of a group: activations are read once
+  static constexpr int kBlockRows = kRows * kSets;
   static constexpr int kDepth = kStages;
   static constexpr int kBlocks = kBlocksPerSm;
   static constexpr int kWarps = kWarpsOfBlock;
@@ -33,7 +39,7 @@ struct FixedShape {
   static constexpr int kTokenTiles = kTokens <= 8 ? 1 : 2;
   static constexpr int kStage = kRows * (1024 + 64);  // 128 inputs, then the scales
   static constexpr int kRing = kDepth * kStage;       // of a warp
-  static_assert(kRows * kTokenTiles * 512 <= kRing, "sums take the place of the rings");
+  static_assert(kBlockRows * kTokenTiles * 512 <= kRing, "sums take the place of the rings");
   static constexpr size_t kShared = size_t{kWarps} * kRing;
 };
 
@@ -140,12 +146,13 @@ __global__ void __launch_bounds__(Shape::kWarps * 32, Shape::kBlocks)
 #if NB_SKINNY_CODE
   constexpr int kWarps = Shape::kWarps;
   constexpr int kRows = Shape::kRows;
+  constexpr int kSets = Shape::kSets;
   constexpr int kTokenTiles = Shape::kTokenTiles;
   constexpr int kDepth = Shape::kDepth;
   constexpr int kParts = Digits<Shape>::kParts;
   constexpr int kSlices = kWarps * Shape::kCluster;
-  // Many tokens leave no registers for the next stage's digits beside this one's: each half is
-  // replaced as soon as it has been used.
+  // Many tokens leave no registers for the next group's digits beside this one's: each half is
+  // replaced as soon as the last set has used it.
   constexpr bool kAhead = Shape::kTokens <= 8;
   extern __shared__ __align__(16) char shared[];
   let_next_kernel_start();
@@ -154,7 +161,11 @@ __global__ void __launch_bounds__(Shape::kWarps * 32, Shape::kBlocks)
   int part = 0;
   while (cluster >= group.end[part]) ++part;
   const SkinnyArgs& args = group.parts[part];
-  const int first_tile = (cluster - (part == 0 ? 0 : group.end[part - 1])) * kRows;
+  // The last of a part's blocks begins early rather than ending late, and what it has in common
+  // with the one before it is that one's to store. With one set, fewer tiles will do: rows repeat
+  // the last.
+  const int own_tile = (cluster - (part == 0 ? 0 : group.end[part - 1])) * Shape::kBlockRows;
+  const int first_tile = max(0, min(own_tile, args.row_tiles - Shape::kBlockRows));
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const int slice = rank * kWarps + warp;
@@ -162,47 +173,48 @@ __global__ void __launch_bounds__(Shape::kWarps * 32, Shape::kBlocks)
   const int count = (groups - slice + kSlices - 1) / kSlices;
   char* ring = shared + warp * Shape::kRing;
 
-  // Row tiles past the end repeat the last one; their sums are not stored.
+  // Where the next stage to fetch lies.
   const int last = args.row_tiles - 1;
+  const int64_t row_bytes = int64_t{args.units_per_row} * 512;
+  const int64_t scale_bytes = args.num_groups * 64;
   const char* values[kRows];
 #pragma unroll
   for (int r = 0; r < kRows; ++r)
-    values[r] = static_cast<const char*>(args.values) +
-                (int64_t{min(first_tile + r, last)} * args.units_per_row + 2 * slice) * 512 +
-                lane * 16;
+    values[r] = static_cast<const char*>(args.values) + min(first_tile + r, last) * row_bytes +
+                slice * 1024 + lane * 16;
   const char* scale = static_cast<const char*>(args.scale) +
-                      int64_t{min(first_tile + lane / 4 % kRows, last)} * args.num_groups * 64 +
-                      lane % 4 * 16;
-  int fetched = 0;
-  char* fetch_stage = ring;
-  const auto fetch_next = [&] {
+                      min(first_tile + lane / 4 % kRows, last) * scale_bytes + lane % 4 * 16;
+  int fetched = 0;  // groups
+  const auto fetch = [&](int set, char* to) {
     if (fetched < count) {
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
-        copy_async_16(fetch_stage + r * 1024 + lane * 16, values[r]);
-        copy_async_16(fetch_stage + r * 1024 + 512 + lane * 16, values[r] + 512);
-        values[r] += kSlices * 1024;
+        copy_async_16(to + r * 1024 + lane * 16, values[r]);
+        copy_async_16(to + r * 1024 + 512 + lane * 16, values[r] + 512);
+        values[r] +=
+            set == kSets - 1 ? kSlices * 1024 - (kSets - 1) * kRows * row_bytes : kRows * row_bytes;
       }
       const int weight_group = 2 * (fetched * kSlices + slice) >> args.group_shift;
       if (lane < 4 * kRows)
-        copy_async_16(fetch_stage + kRows * 1024 + lane * 16, scale + weight_group * 64);
-      ++fetched;
-      fetch_stage += Shape::kStage;
-      if (fetch_stage == ring + Shape::kRing) fetch_stage = ring;
+        copy_async_16(to + kRows * 1024 + lane * 16,
+                      scale + weight_group * 64 + set * kRows * scale_bytes);
+      if (set == kSets - 1) ++fetched;
     }
     commit_async();
   };
 #pragma unroll
-  for (int i = 0; i < kDepth - 1; ++i) fetch_next();
+  for (int i = 0; i < kDepth - 1; ++i) fetch(i % kSets, ring + i * Shape::kStage);
   wait_for_previous_kernel();
 
   DigitsSource<Shape> source(group.rows, slice, lane);
   Digits<Shape> now;
   Digits<Shape> ahead;
   source.read(kAhead ? ahead : now, count > 0);
-  Sums<T, kTokenTiles, kRows> sums;
+  if constexpr (!kAhead) source.read_columns(ahead, count > 0);
+  Sums<T, kTokenTiles, Shape::kBlockRows> sums;
   sums.clear();
-  const char* stage = ring;
+  char* stage = ring;
+  char* used = ring + (kDepth - 1) * Shape::kStage;  // the stage before, free again
 #pragma unroll 1
   for (int i = 0; i < count; ++i) {
     const bool more = i + 1 < count;
@@ -210,56 +222,73 @@ __global__ void __launch_bounds__(Shape::kWarps * 32, Shape::kBlocks)
     if constexpr (kAhead) {
       now = ahead;
       source.read(ahead, more);
-    }
-    wait_async<kDepth - 2>();
-    __syncwarp();
-    int products[kRows][kTokenTiles][kParts][4] = {};
+    } else {
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
+      for (int n = 0; n < kTokenTiles; ++n) now.columns[n] = ahead.columns[n];
+      source.read_columns(ahead, more);
+    }
+#pragma unroll
+    for (int set = 0; set < kSets; ++set) {
+      wait_async<kDepth - 2>();
+      __syncwarp();
+      fetch((set + kDepth - 1) % kSets, used);
+      // The low digits' sums begin with what the zeros take away.
+      int products[kRows][kTokenTiles][kParts][4] = {};
+      float scale_float[kRows][2];
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
-        const uint4 w = *reinterpret_cast<const uint4*>(stage + r * 1024 + h * 512 + lane * 16);
-        uint32_t a[2][4];
-        operand_of(w.x, w.y, a[0]);
-        operand_of(w.z, w.w, a[1]);
+        const uint2 scales =
+            *reinterpret_cast<const uint2*>(stage + kRows * 1024 + r * 64 + lane / 4 * 8);
+        const int zero[2] = {zero_of(scales.x), zero_of(scales.y) << 4};
+        scale_float[r][0] = scale_of<T>(scales.x);
+        scale_float[r][1] = scale_of<T>(scales.y);
 #pragma unroll
         for (int n = 0; n < kTokenTiles; ++n)
 #pragma unroll
-          for (int q = 0; q < kParts; ++q)
-            mma_digits(products[r][n][q], a[0], now.x[h][n][q].x, now.x[h][n][q].y);
-#pragma unroll
-        for (int n = 0; n < kTokenTiles; ++n)
-#pragma unroll
-          for (int q = 0; q < kParts; ++q)
-            mma_digits(products[r][n][q], a[1], now.x[h][n][q].z, now.x[h][n][q].w);
+          for (int k = 0; k < 4; ++k)
+            products[r][n][kParts - 1][k] =
+                zero[k / 2] * static_cast<int>(k % 2 == 0 ? now.columns[n].x : now.columns[n].z);
       }
-      if constexpr (!kAhead) source.read_half(now, h, more);
-    }
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      const uint2 scales =
-          *reinterpret_cast<const uint2*>(stage + kRows * 1024 + r * 64 + lane / 4 * 8);
-      const int zero[2] = {zero_of(scales.x), zero_of(scales.y) << 4};
-      const float scale_float[2] = {scale_of<T>(scales.x), scale_of<T>(scales.y)};
+      for (int h = 0; h < 2; ++h) {
 #pragma unroll
-      for (int n = 0; n < kTokenTiles; ++n) {
-        const uint4& columns = now.columns[n];
-        const int sum[2] = {static_cast<int>(columns.x), static_cast<int>(columns.z)};
-        const float unit[2] = {__uint_as_float(columns.y), __uint_as_float(columns.w)};
+        for (int r = 0; r < kRows; ++r) {
+          const uint4 w = *reinterpret_cast<const uint4*>(stage + r * 1024 + h * 512 + lane * 16);
+          uint32_t a[2][4];
+          operand_of(w.x, w.y, a[0]);
+          operand_of(w.z, w.w, a[1]);
 #pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          int product = products[r][n][0][k];
-          if constexpr (kParts > 1) product = product * 256 + products[r][n][1][k];
-          product -= zero[k / 2] * sum[k % 2];
-          sums.c[r][n][k] += static_cast<float>(product) * (scale_float[k / 2] * unit[k % 2]);
+          for (int n = 0; n < kTokenTiles; ++n)
+#pragma unroll
+            for (int q = 0; q < kParts; ++q)
+              mma_digits(products[r][n][q], a[0], now.x[h][n][q].x, now.x[h][n][q].y);
+#pragma unroll
+          for (int n = 0; n < kTokenTiles; ++n)
+#pragma unroll
+            for (int q = 0; q < kParts; ++q)
+              mma_digits(products[r][n][q], a[1], now.x[h][n][q].z, now.x[h][n][q].w);
         }
+        if constexpr (!kAhead)
+          if (set == kSets - 1) source.read_half(now, h, more);
       }
+#pragma unroll
+      for (int r = 0; r < kRows; ++r)
+#pragma unroll
+        for (int n = 0; n < kTokenTiles; ++n) {
+          const float unit[2] = {__uint_as_float(now.columns[n].y),
+                                 __uint_as_float(now.columns[n].w)};
+#pragma unroll
+          for (int k = 0; k < 4; ++k) {
+            int product = products[r][n][0][k];
+            if constexpr (kParts > 1) product = product * 256 + products[r][n][1][k];
+            sums.c[set * kRows + r][n][k] +=
+                static_cast<float>(product) * (scale_float[r][k / 2] * unit[k % 2]);
+          }
+        }
+      used = stage;
+      stage += Shape::kStage;
+      if (stage == ring + Shape::kRing) stage = ring;
     }
-    if constexpr (!kAhead) source.read_columns(now, more);
-    __syncwarp();
-    fetch_next();
-    stage += Shape::kStage;
-    if (stage == ring + Shape::kRing) stage = ring;
   }
 
   // All copies have landed: the rings become room for the sums, [row tile][token tile][warp][32
@@ -267,7 +296,7 @@ __global__ void __launch_bounds__(Shape::kWarps * 32, Shape::kBlocks)
   __syncthreads();
   auto* parts = reinterpret_cast<float4*>(shared);
 #pragma unroll
-  for (int r = 0; r < kRows; ++r)
+  for (int r = 0; r < Shape::kBlockRows; ++r)
 #pragma unroll
     for (int n = 0; n < kTokenTiles; ++n) {
       const float(&c)[4] = sums.c[r][n];
@@ -284,9 +313,10 @@ __global__ void __launch_bounds__(Shape::kWarps * 32, Shape::kBlocks)
       for (int k = 0; k < 4; ++k) c[k] += __shfl_xor_sync(0xffffffffu, c[k], 2);  // other digit
       if (lane % 4 >= 2) return;
     }
-    total.store(args, first_tile + tile / kTokenTiles, lane, 8 * (tile % kTokenTiles));
+    const int row_tile = first_tile + tile / kTokenTiles;
+    if (row_tile >= own_tile) total.store(args, row_tile, lane, 8 * (tile % kTokenTiles));
   };
-  constexpr int kTiles = kRows * kTokenTiles;
+  constexpr int kTiles = Shape::kBlockRows * kTokenTiles;
   for (int tile = warp; tile < kTiles; tile += kWarps) {
     Sums<T, 1, 1> total;
     total.clear();
@@ -330,7 +360,7 @@ void launch_shape(const SkinnyArgs* parts, int count, const FixedRows& rows,
                   const Workspace& workspace, cudaStream_t stream) {
   FixedGroup group;
   group.rows = rows;
-  const int clusters = group.fill(parts, count, Shape::kRows);
+  const int clusters = group.fill(parts, count, Shape::kBlockRows);
   static const bool ready = [&] {
     NB_CUDA(cudaFuncSetAttribute(fixed_kernel<T, Shape>,
                                  cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -343,33 +373,48 @@ void launch_shape(const SkinnyArgs* parts, int count, const FixedRows& rows,
       Shape::kWarps * 32, Shape::kShared, stream, workspace.compute_capability, group);
 }
 
-// More row tiles a block lessen what the activations cost. Where there are few row tiles, smaller
-// blocks spread better, and clusters of them better still: places for blocks are taken once, not
-// once and a fifth (320 row tiles and 16 tokens: 321 blocks for 396 places 17.8 us, 320 for 264
-// 23.9 us, on an H200).
+// Shapes by the size of the weights, as a sweep found for those of benchmarks/cuda_linear.cc on an
+// H200. More row tiles a block lessen what the activations and the instructions around the products
+// cost, if the card is as full with them as with three; shorter rings leave activations more of the
+// first-level cache. Where there are few row tiles, clusters of blocks spread them.
 constexpr int kFewRowTiles = 500;
 
 template <class T>
 void launch(const SkinnyArgs* parts, int count, const FixedRows& rows, const Workspace& workspace,
             cudaStream_t stream) {
   int row_tiles = 0;
-  for (int i = 0; i < count; ++i) row_tiles += parts[i].row_tiles;
-  const bool few = row_tiles < kFewRowTiles;
+  int smallest = INT_MAX;
+  for (int i = 0; i < count; ++i) {
+    row_tiles += parts[i].row_tiles;
+    smallest = std::min(smallest, parts[i].row_tiles);
+  }
   const auto run = [&](auto shape) {
     launch_shape<T, decltype(shape)>(parts, count, rows, workspace, stream);
   };
+  const auto filled = [&](int rows_of_block) {
+    const int blocks = (row_tiles + rows_of_block - 1) / rows_of_block;
+    return fullness(blocks, 3 * workspace.num_sms);
+  };
+  const bool few = row_tiles < kFewRowTiles;
+  const bool wide = !few && smallest >= 6 && filled(6) + 0.05f >= filled(3);
+  const bool clusters = workspace.compute_capability >= 90 && smallest >= 4;
   if (rows.num_tokens <= 4) {
-    if (few) return run(FixedShape<4, 1, 6, 3>{});
-    return run(FixedShape<4, 2, 3, 3>{});
+    if (wide) return run(FixedShape<4, 2, 3, 3, 3, 4>{});
+    if (few && clusters) return run(FixedShape<4, 3, 1, 3, 4, 4, 4>{});
+    if (few) return run(FixedShape<4, 1, 1, 6, 3, 8>{});
+    // A second round of few blocks is short with them.
+    if (clusters && filled(2) < 0.6f) return run(FixedShape<4, 2, 2, 4, 3, 4, 2>{});
+    return run(FixedShape<4, 3, 1, 3, 3, 4>{});
   }
-  const bool clusters = workspace.compute_capability >= 90;
   if (rows.num_tokens <= 8) {
-    if (few && clusters) return run(FixedShape<8, 3, 3, 4, 4, 4>{});
-    if (few) return run(FixedShape<8, 2, 4, 2>{});
-    return run(FixedShape<8, 3, 3, 3, 4>{});
+    if (wide) return run(FixedShape<8, 2, 3, 3, 3, 4>{});
+    if (few && clusters) return run(FixedShape<8, 2, 2, 4, 3, 4, 4>{});
+    if (few) return run(FixedShape<8, 2, 1, 4, 2, 8>{});
+    return run(FixedShape<8, 3, 1, 3, 3, 4>{});
   }
-  if (few && clusters) return run(FixedShape<16, 3, 3, 3, 4, 3>{});
-  run(FixedShape<16, 3, 3, 3, 4>{});
+  if (wide) return run(FixedShape<16, 2, 3, 3, 3, 4>{});
+  if (few && clusters) return run(FixedShape<16, 2, 2, 3, 3, 4, 4>{});
+  run(FixedShape<16, 3, 1, 3, 3, 4>{});
 }
 
 }  // namespace
