@@ -265,6 +265,7 @@ class CudaAttention : public CudaMixers {
     all.emplace_back(std::vector<int32_t>{1}, std::vector<int32_t>{1300});
     all.emplace_back(std::vector<int32_t>{1, 1, 1}, std::vector<int32_t>{700, 0, 31}, true, 32);
     all.emplace_back(std::vector<int32_t>{0, 2}, std::vector<int32_t>{0, 600}, true, 24);
+    all.emplace_back(std::vector<int32_t>{0, 0, 9, 0, 1, 0, 0, 0, 0, 0});  // not one token each
     all.emplace_back(std::vector<int32_t>{5}, std::vector<int32_t>{900});
     all.emplace_back(std::vector<int32_t>{70});
     all.emplace_back(std::vector<int32_t>{130}, std::vector<int32_t>{65});

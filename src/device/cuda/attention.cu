@@ -115,9 +115,10 @@ AttentionEnd launch_attention(const AttentionLaunch& args, const DeviceBatch& ba
     launch_plain(params, stream);
     return AttentionEnd::kAttended;
   }
-  // One token each, or too few tokens for a long sequence to be among them.
-  if (batch.num_tokens == batch.num_seqs || batch.num_tokens <= kLongestDecode)
-    return launch_few(params, kLongestDecode, stream);
+  // One token each, or sequences without any beside longer ones.
+  if (batch.num_tokens == batch.num_seqs) return launch_few(params, INT32_MAX, stream);
+  // Too few tokens for a long sequence to be among them.
+  if (batch.num_tokens <= kLongestDecode) return launch_few(params, kLongestDecode, stream);
   const bool wgmma = args.form == AttentionForm::kAuto && prefill_supports(params);
   const bool lanes_only = launch_few == launch_lanes && args.form == AttentionForm::kLanes;
   const bool small = !lanes_only && small_prefill_supports(params);

@@ -22,6 +22,7 @@
 #include "device/cuda/attention_kernels.h"
 #include "device/cuda/attention_split.cuh"
 #include "device/cuda/cache_types.cuh"
+#include "device/cuda/launch.h"
 #include "device/cuda/overlap.cuh"
 #include "device/cuda/tensor_core.cuh"
 
@@ -375,16 +376,17 @@ AttentionEnd launch_shape(const AttentionParams& params, const Tiling& tiling, i
 
 template <class C, int kDim>
 AttentionEnd launch_columns(const AttentionParams& params, int32_t at_most, cudaStream_t stream) {
-  // One token each (known from the counts alone): an item per token. Otherwise items of several
-  // tokens, for the sequences that are short enough.
+  // As many tokens as sequences, which is one each unless some have none: an item per token.
+  // Otherwise items of several tokens, for the sequences that are short enough.
   const bool one_each = params.batch.num_tokens == params.batch.num_seqs;
   const int32_t tokens = one_each ? 1 : std::max(1, 16 / params.group);
   const Tiling tiling{params.batch.query_start, params.batch.num_seqs, tokens, 0,
                       one_each ? INT32_MAX : at_most};
-  const int32_t num_items =
-      one_each ? params.batch.num_tokens
-               : std::min(params.batch.num_seqs * ((at_most + tokens - 1) / tokens),
-                          params.batch.num_tokens);
+  const int32_t num_items = one_each
+                                ? params.batch.num_tokens
+                                : static_cast<int32_t>(std::min(
+                                      int64_t{params.batch.num_seqs} * ((at_most - 1) / tokens + 1),
+                                      int64_t{params.batch.num_tokens}));
   return tokens * params.group <= 8 ? launch_shape<C, kDim, 1>(params, tiling, num_items, stream)
                                     : launch_shape<C, kDim, 2>(params, tiling, num_items, stream);
 }

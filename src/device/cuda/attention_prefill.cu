@@ -14,6 +14,7 @@
 // Source: Dao, "FlashAttention-2", arXiv:2307.08691.
 #include "device/cuda/attention_rows.cuh"
 #include "device/cuda/cache_types.cuh"
+#include "device/cuda/launch.h"
 #include "device/cuda/tensor_core.cuh"
 
 namespace nibble::cuda {

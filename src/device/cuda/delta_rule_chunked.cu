@@ -26,6 +26,7 @@
 #include <type_traits>
 
 #include "device/cuda/delta_rule_kernels.h"
+#include "device/cuda/launch.h"
 #include "device/cuda/tensor_core.cuh"
 
 namespace nibble::cuda {

@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "device/cuda/cuda_check.h"
+
 namespace nibble::cuda {
 
 // Blocks that `count` things take, `each` to a block.
@@ -20,6 +22,15 @@ inline float fullness(int blocks, int places) {
 // Whether vectors of so many bytes may be read and written there.
 inline bool aligned(const void* pointer, size_t bytes = 16) {
   return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
+}
+
+// Blocks of `kernel` may use this much dynamic shared memory on this GPU. Needed when it and the
+// kernel's static arrays together pass 48 KiB. At every launch: several GPUs each want to be told.
+template <class Kernel>
+void allow_shared_memory(Kernel* kernel, size_t bytes) {
+  NB_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                               cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(bytes)));
 }
 
 }  // namespace nibble::cuda

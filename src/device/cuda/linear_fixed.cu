@@ -361,13 +361,7 @@ void launch_shape(const SkinnyArgs* parts, int count, const FixedRows& rows,
   FixedGroup group;
   group.rows = rows;
   const int clusters = group.fill(parts, count, Shape::kBlockRows);
-  static const bool ready = [&] {
-    NB_CUDA(cudaFuncSetAttribute(fixed_kernel<T, Shape>,
-                                 cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(Shape::kShared)));
-    return true;
-  }();
-  static_cast<void>(ready);
+  allow_shared_memory(fixed_kernel<T, Shape>, Shape::kShared);
   launch_overlapped_clusters(
       fixed_kernel<T, Shape>, static_cast<unsigned>(clusters * Shape::kCluster), Shape::kCluster,
       Shape::kWarps * 32, Shape::kShared, stream, workspace.compute_capability, group);

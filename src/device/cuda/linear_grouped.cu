@@ -11,6 +11,7 @@
 // into registers, one unit of 64 inputs ahead; a weight is widened once for all rows of the tile.
 // Rows go through a ring in shared memory.
 #include "device/cuda/activation.cuh"
+#include "device/cuda/launch.h"
 #include "device/cuda/linear_stream.cuh"
 
 namespace nibble::cuda {
@@ -251,12 +252,7 @@ __global__ void __launch_bounds__(kThreads, Shape::kind == Kind::kDense ? 1 : 2)
 
 template <class T, class Shape>
 void launch_shape(const GroupedArgs& args, int most_tiles, cudaStream_t stream) {
-  static const bool ready = [&] {
-    NB_CUDA(cudaFuncSetAttribute(grouped_kernel<T, Shape>,
-                                 cudaFuncAttributeMaxDynamicSharedMemorySize, kShared));
-    return true;
-  }();
-  static_cast<void>(ready);
+  allow_shared_memory(grouped_kernel<T, Shape>, kShared);
   const int blocks = (args.parts[0].row_tiles + Shape::kOutTiles - 1) / Shape::kOutTiles;
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(most_tiles));
   grouped_kernel<T, Shape><<<grid, kThreads, kShared, stream>>>(args);

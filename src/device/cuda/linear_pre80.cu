@@ -8,11 +8,9 @@
 // every eight. Which g and t it has and what a product's eight inputs are is up to the instruction:
 // any order will do for a sum, if weights and activations agree. Packed weights are (q - zero) *
 // scale, rounded once, as everywhere.
-#include <algorithm>
 #include <type_traits>
 
 #include "device/cuda/activation.cuh"
-#include "device/cuda/launch.h"
 #include "device/cuda/linear_kernels.h"
 #include "device/cuda/quads.cuh"
 

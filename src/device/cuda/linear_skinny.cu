@@ -23,6 +23,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "device/cuda/launch.h"
 #include "device/cuda/linear_stream.cuh"
 #include "device/cuda/overlap.cuh"
 
@@ -301,9 +302,8 @@ template <class T, Kind kind, int kTokenTiles>
 void launch_of(SkinnyArgs args, const Workspace& workspace, cudaStream_t stream) {
   const auto kernel = skinny_kernel<T, kind, kTokenTiles>;
   constexpr size_t kShared = kSharedBytes<kind>;
+  allow_shared_memory(kernel, kShared);
   static const int blocks_per_sm = [&] {
-    NB_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(kShared)));
     int blocks = 0;
     NB_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kWarps * 32, kShared));
     return blocks;

@@ -21,6 +21,7 @@
 #include <type_traits>
 
 #include "device/cuda/bulk_copy.cuh"
+#include "device/cuda/launch.h"
 #include "device/cuda/linear_stream.cuh"
 #include "device/cuda/overlap.cuh"
 #include "device/cuda/tensor_core.cuh"
@@ -459,11 +460,7 @@ template <class T, class Shape>
 bool launch_shape(const SkinnyArgs* parts, int count, const Workspace& workspace,
                   cudaStream_t stream) {
   const auto kernel = tiles_kernel<T, Shape>;
-  static const bool ready = [&] {
-    allow_shared_memory(kernel, Shape::kSharedBytes);
-    return true;
-  }();
-  static_cast<void>(ready);
+  allow_shared_memory(kernel, Shape::kSharedBytes);
   constexpr int kRows = Shape::kWarps * Shape::kRowTiles;
   TileArgs args{};
   args.token_tiles = (parts[0].num_tokens + Shape::kTokens - 1) / Shape::kTokens;

@@ -6,6 +6,7 @@
 // dequantization are what limits packed weights here, and this halves them.
 #include <type_traits>
 
+#include "device/cuda/launch.h"
 #include "device/cuda/linear_stream.cuh"
 #include "device/cuda/overlap.cuh"
 
@@ -214,12 +215,7 @@ void launch_vector(const SkinnyArgs* parts, int count, const Workspace& workspac
       return expert_kernel<T, Shape>;
     }
   }();
-  static const bool ready = [&] {
-    NB_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(Shape::kShared)));
-    return true;
-  }();
-  static_cast<void>(ready);
+  allow_shared_memory(kernel, Shape::kShared);
   launch_overlapped(kernel, static_cast<unsigned>(blocks), kWarps * 32, Shape::kShared, stream,
                     workspace.compute_capability, group, experts...);
 }

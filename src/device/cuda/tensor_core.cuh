@@ -279,13 +279,4 @@ bool compiled_for_hopper(Kernel* kernel, const Workspace& workspace) {
   return workspace.compute_capability == 90 && attributes.ptxVersion == 90;
 }
 
-// Blocks of `kernel` may use this much dynamic shared memory. Needed when it and the kernel's
-// static arrays together pass 48 KiB.
-template <class Kernel>
-void allow_shared_memory(Kernel* kernel, size_t bytes) {
-  NB_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                               cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(bytes)));
-}
-
 }  // namespace nibble::cuda
