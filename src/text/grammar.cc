@@ -5,6 +5,7 @@
 
 #include "base/format.h"
 #include "text/grammar_ebnf.h"
+#include "text/grammar_json.h"
 #include "text/grammar_regex.h"
 #include "text/grammar_rules.h"
 #include "text/grammar_schema.h"
@@ -37,9 +38,7 @@ Result<Grammar> Grammar::json_schema(const Json& schema, const GrammarOptions& o
 
 Result<Grammar> Grammar::json_object(const GrammarOptions& options) {
   GrammarRules rules = with_start("json object");
-  const Json schema = Json::object();
-  SchemaGrammar builder(schema, options, &rules);
-  rules.define(rules.start, builder.any_object());
+  rules.define(rules.start, JsonGrammar(options, &rules).any_object());
   return Grammar(std::make_shared<const GrammarRules>(std::move(rules)));
 }
 

@@ -12,6 +12,7 @@
 
 #include "base/format.h"
 #include "text/grammar_formats.h"
+#include "text/grammar_json.h"
 #include "text/grammar_number.h"
 #include "text/grammar_regex.h"
 #include "text/grammar_schema_merge.h"
@@ -68,14 +69,14 @@ bool is_of_type(const Json& value, std::string_view type) {
 class SchemaGrammar::Builder {
  public:
   Builder(const Json& root, const GrammarOptions& options, GrammarRules* rules)
-      : root_(root), options_(options), r_(*rules) {}
+      : root_(root), options_(options), r_(*rules), json_(options, rules) {}
 
   Result<ExprId> value(const Json& schema, const std::string& path, int depth) {
     if (depth > kMaxDepth) return error(path, format("nested deeper than {}", kMaxDepth));
     if (++num_schemas_ > kMaxSchemas)
       return error(path,
                    format("more than {} schemas once allOf and anyOf are spread out", kMaxSchemas));
-    if (schema.is_boolean()) return schema.get<bool>() ? any_value() : r_.never();
+    if (schema.is_boolean()) return schema.get<bool>() ? json_.any_value() : r_.never();
     if (!schema.is_object()) return error(path, "a schema must be an object or a boolean");
     if (schema.contains("$ref") && !has_siblings(schema))
       return reference(schema["$ref"], path, depth);
@@ -99,48 +100,6 @@ class SchemaGrammar::Builder {
     NB_TRY(const ExprId typed, by_type(schema, path, depth));
     if (schema.value("nullable", Json()) == true) return r_.choice({typed, r_.bytes("null")});
     return typed;
-  }
-
-  // `{`, `}`, `[`, `]` with the white space that may stand inside, `, ` and `: `.
-  ExprId space() {
-    if (!options_.any_whitespace) return r_.empty();
-    if (space_ < 0)
-      space_ = r_.call_new("space", r_.repeat(r_.chars(CharSet::of(U" \t\n\r")), 0, 32));
-    return space_;
-  }
-  ExprId open(std::string_view bracket) { return r_.sequence({r_.bytes(bracket), space()}); }
-  ExprId close(std::string_view bracket) { return r_.sequence({space(), r_.bytes(bracket)}); }
-  ExprId comma() {
-    if (!options_.any_whitespace) return r_.bytes(", ");
-    return r_.sequence({space(), r_.bytes(","), space()});
-  }
-  ExprId colon() {
-    if (!options_.any_whitespace) return r_.bytes(": ");
-    return r_.sequence({space(), r_.bytes(":"), space()});
-  }
-
-  ExprId any_value() {
-    if (any_value_ >= 0) return r_.call(any_value_);
-    any_value_ = r_.add_rule("value");
-    const ExprId call = r_.call(any_value_);
-    r_.define(any_value_, r_.choice({any_object(), list_of(call, 0, -1), string(),
-                                     r_.call_new("number", any_number(&r_)), r_.bytes("true"),
-                                     r_.bytes("false"), r_.bytes("null")}));
-    return call;
-  }
-  ExprId any_object() {
-    if (any_object_ < 0) {
-      any_object_ = r_.add_rule("object");
-      const ExprId entry = r_.call_new("entry", r_.sequence({string(), colon(), any_value()}));
-      r_.define(any_object_, object_of(entry, 0, -1));
-    }
-    return r_.call(any_object_);
-  }
-  ExprId string() {
-    if (string_ < 0)
-      string_ = r_.call_new(
-          "string", r_.sequence({r_.bytes("\""), r_.repeat(character(), 0, -1), r_.bytes("\"")}));
-    return string_;
   }
 
   Result<ExprId> qwen_parameters(const Json& given, const std::string& path) {
@@ -265,7 +224,7 @@ class SchemaGrammar::Builder {
       if (has_any(schema, kArrayWords)) types.push_back("array");
       if (has_any(schema, kStringWords)) types.push_back("string");
       if (has_any(schema, kNumberWords)) types.push_back("number");
-      if (types.empty()) return any_value();
+      if (types.empty()) return json_.any_value();
     }
     std::vector<ExprId> parts;
     for (const std::string& type : types) {
@@ -316,34 +275,6 @@ class SchemaGrammar::Builder {
 
   // --- strings
 
-  // One character between the quotes. Surrogates only as a pair.
-  ExprId character() {
-    if (character_ >= 0) return character_;
-    CharSet plain = CharSet(0, 0x1f);
-    plain.add('"', '"');
-    plain.add('\\', '\\');
-    const ExprId hex = r_.chars(hex_digits("09afAF"));
-    const ExprId low_hex = r_.chars(hex_digits("07"));
-    const ExprId not_d = r_.chars(hex_digits("09acAC"));
-    const ExprId ef = r_.chars(hex_digits("efEF"));
-    const ExprId d = r_.chars(CharSet::of(U"dD"));
-    const ExprId scalar = r_.choice(
-        {r_.sequence({r_.choice({not_d, ef}), hex, hex, hex}), r_.sequence({d, low_hex, hex, hex}),
-         r_.sequence({d, r_.chars(hex_digits("89abAB")), hex, hex, r_.bytes("\\u"), d,
-                      r_.chars(hex_digits("cfCF")), hex, hex})});
-    return character_ = r_.choice(
-               {r_.chars(plain.complement()),
-                r_.sequence({r_.bytes("\\"), r_.choice({r_.chars(CharSet::of(U"\"\\/bfnrt")),
-                                                        r_.sequence({r_.bytes("u"), scalar})})})});
-  }
-  // "09af": the ranges 0-9 and a-f.
-  static CharSet hex_digits(std::string_view ranges) {
-    CharSet set;
-    for (size_t i = 0; i + 1 < ranges.size(); i += 2)
-      set.add(static_cast<char32_t>(ranges[i]), static_cast<char32_t>(ranges[i + 1]));
-    return set;
-  }
-
   Result<ExprId> string_of(const Json& schema, const std::string& path) {
     const bool has_length = schema.contains("minLength") || schema.contains("maxLength");
     std::optional<std::string> pattern;
@@ -370,11 +301,11 @@ class SchemaGrammar::Builder {
       if (!inside) return error(path + ".pattern", inside.error().message);
       return r_.call_new("string", r_.sequence({r_.bytes("\""), *inside, r_.bytes("\"")}));
     }
-    if (!has_length) return string();
+    if (!has_length) return json_.string();
     NB_TRY(const Counts length, counts(schema, "minLength", "maxLength", path));
-    return r_.call_new("string",
-                       r_.sequence({r_.bytes("\""), r_.repeat(character(), length.min, length.max),
-                                    r_.bytes("\"")}));
+    return r_.call_new(
+        "string", r_.sequence({r_.bytes("\""), r_.repeat(json_.character(), length.min, length.max),
+                               r_.bytes("\"")}));
   }
 
   // --- numbers
@@ -446,16 +377,6 @@ class SchemaGrammar::Builder {
 
   // --- arrays
 
-  // min to max of `item`; max -1: any number.
-  ExprId list_of(ExprId item, int32_t min, int32_t max) {
-    if (max == 0) return r_.bytes("[]");
-    const ExprId rest = r_.repeat(r_.call_new("next item", r_.sequence({comma(), item})),
-                                  std::max(0, min - 1), max < 0 ? -1 : max - 1);
-    ExprId inside = r_.sequence({item, rest});
-    if (min == 0) inside = r_.optional(inside);
-    return r_.sequence({open("["), inside, close("]")});
-  }
-
   Result<ExprId> array(const Json& schema, const std::string& path, int depth) {
     NB_TRY(const Counts length, counts(schema, "minItems", "maxItems", path));
     const auto items = schema.find("items");
@@ -485,8 +406,8 @@ class SchemaGrammar::Builder {
     if (!no_rest) {
       NB_TRY(const ExprId body, value(rest_schema, path + ".items", depth + 1));
       const ExprId item = r_.call_new("item", body);
-      if (tuple.empty()) return list_of(item, length.min, length.max);
-      rest = r_.repeat(r_.call_new("next item", r_.sequence({comma(), item})),
+      if (tuple.empty()) return json_.list_of(item, length.min, length.max);
+      rest = r_.repeat(r_.call_new("next item", r_.sequence({json_.comma(), item})),
                        std::max(0, length.min - num_tuple),
                        length.max < 0 ? -1 : length.max - num_tuple);
     }
@@ -494,25 +415,16 @@ class SchemaGrammar::Builder {
     ExprId tail = rest;
     for (int32_t i = num_tuple - 1; i >= 0; --i) {
       std::vector<ExprId> parts;
-      if (i > 0) parts.push_back(comma());
+      if (i > 0) parts.push_back(json_.comma());
       parts.push_back(tuple[static_cast<size_t>(i)]);
       parts.push_back(tail);
       tail = r_.call_new("tuple", r_.sequence(std::move(parts)));
       if (i >= length.min) tail = r_.optional(tail);
     }
-    return r_.sequence({open("["), tail, close("]")});
+    return r_.sequence({json_.open("["), tail, json_.close("]")});
   }
 
   // --- objects
-
-  ExprId object_of(ExprId entry, int32_t min, int32_t max) {
-    if (max == 0) return r_.bytes("{}");
-    const ExprId rest = r_.repeat(r_.call_new("next entry", r_.sequence({comma(), entry})),
-                                  std::max(0, min - 1), max < 0 ? -1 : max - 1);
-    ExprId inside = r_.sequence({entry, rest});
-    if (min == 0) inside = r_.optional(inside);
-    return r_.sequence({open("{"), inside, close("}")});
-  }
 
   Result<std::vector<std::string>> required_names(const Json& schema, const std::string& path) {
     std::vector<std::string> names;
@@ -555,12 +467,12 @@ class SchemaGrammar::Builder {
             parse_grammar_regex(pattern, {.search = true, .json_string = true}, &r_);
         if (!key) return error(place, key.error().message);
         NB_TRY(const ExprId body, value(property, place, depth + 1));
-        extras.push_back(r_.sequence({r_.bytes("\""), *key, r_.bytes("\""), colon(), body}));
+        extras.push_back(r_.sequence({r_.bytes("\""), *key, r_.bytes("\""), json_.colon(), body}));
       }
     }
     if (additional != false && patterns == schema.end()) {
       NB_TRY(const ExprId body, value(additional, path + ".additionalProperties", depth + 1));
-      extras.push_back(r_.sequence({other_key(properties), colon(), body}));
+      extras.push_back(r_.sequence({other_key(properties), json_.colon(), body}));
     }
     const ExprId extra =
         extras.empty() ? r_.never() : r_.call_new("extra", r_.choice(std::move(extras)));
@@ -568,7 +480,7 @@ class SchemaGrammar::Builder {
     const auto is_required = [&](const std::string& name) {
       return std::ranges::find(required, name) != required.end();
     };
-    if (properties.empty()) return object_of(extra, size.min, size.max);
+    if (properties.empty()) return json_.object_of(extra, size.min, size.max);
     std::set<std::string> distinct(required.begin(), required.end());
     const auto num_required = static_cast<int64_t>(distinct.size());
     if (size.min > num_required ||
@@ -580,7 +492,7 @@ class SchemaGrammar::Builder {
                         path);
 
     // `after`: what may follow once something has been written; `first`: once nothing has.
-    ExprId after = r_.repeat(r_.call_new("more", r_.sequence({comma(), extra})), 0, -1);
+    ExprId after = r_.repeat(r_.call_new("more", r_.sequence({json_.comma(), extra})), 0, -1);
     ExprId first = r_.optional(r_.sequence({extra, after}));
     std::vector<std::pair<std::string, Json>> list;
     for (const auto& [name, property] : properties.items()) list.emplace_back(name, property);
@@ -588,10 +500,10 @@ class SchemaGrammar::Builder {
       const auto& [name, property] = *it;
       NB_TRY(const ExprId body, value(property, path + ".properties." + name, depth + 1));
       const ExprId entry =
-          r_.call_new(name, r_.sequence({r_.bytes(dump_json(Json(name))), colon(), body}));
+          r_.call_new(name, r_.sequence({r_.bytes(dump_json(Json(name))), json_.colon(), body}));
       const ExprId more_after = r_.call_new("after " + name, after);
       const ExprId written_first = r_.sequence({entry, more_after});
-      const ExprId written_after = r_.sequence({comma(), entry, more_after});
+      const ExprId written_after = r_.sequence({json_.comma(), entry, more_after});
       if (is_required(name)) {
         first = written_first;
         after = written_after;
@@ -600,14 +512,14 @@ class SchemaGrammar::Builder {
         after = r_.choice({written_after, more_after});
       }
     }
-    return r_.call_new("object", r_.sequence({open("{"), first, close("}")}));
+    return r_.call_new("object", r_.sequence({json_.open("{"), first, json_.close("}")}));
   }
 
   static bool extra_possible(const Json& additional, bool has_patterns) {
     return has_patterns || additional != false;
   }
 
-  // A key that is none of `properties`: characters along the tree of names, until one leaves it.
+  // A key that is none of `properties`.
   ExprId other_key(const Json& properties) {
     std::vector<std::string> names;
     for (const auto& [name, unused] : properties.items()) {
@@ -615,40 +527,9 @@ class SchemaGrammar::Builder {
       // A name with escapes can be spelt in other ways; it is not excluded.
       if (text.size() == name.size() + 2) names.push_back(name);
     }
-    if (names.empty()) return string();
     std::ranges::sort(names);
-    return r_.call_new("key", r_.sequence({r_.bytes("\""), other_text(names, 0, 0)}));
+    return json_.string_but(names);
   }
-  // `names` share their first `at` bytes. Includes the closing quote.
-  ExprId other_text(std::span<const std::string> names, size_t at, int depth) {
-    if (rest_of_string_ < 0)
-      rest_of_string_ =
-          r_.call_new("rest of key", r_.sequence({r_.repeat(character(), 0, -1), r_.bytes("\"")}));
-    const bool is_name = !names.empty() && names[0].size() == at;
-    if (is_name) names = names.subspan(1);
-    std::vector<ExprId> parts;
-    if (!is_name) parts.push_back(r_.bytes("\""));
-    CharSet leaving = CharSet(0x20, 0x10ffff).without(CharSet::of(U"\"\\"));
-    for (size_t i = 0; i < names.size();) {
-      const auto byte = static_cast<unsigned char>(names[i][at]);
-      size_t end = i;
-      while (end < names.size() && static_cast<unsigned char>(names[end][at]) == byte) ++end;
-      if (byte >= 0x80 || depth > 100) {
-        // Not told apart byte by byte: nothing that starts like such a name is offered.
-        leaving = leaving.without(CharSet(0x80, 0x10ffff));
-        if (byte < 0x80) leaving = leaving.without(CharSet(byte, byte));
-      } else {
-        leaving = leaving.without(CharSet(byte, byte));
-        const char c = static_cast<char>(byte);
-        parts.push_back(r_.sequence({r_.bytes(std::string(1, c)),
-                                     other_text(names.subspan(i, end - i), at + 1, depth + 1)}));
-      }
-      i = end;
-    }
-    parts.push_back(r_.sequence({r_.chars(leaving), rest_of_string_}));
-    return r_.choice(std::move(parts));
-  }
-
   // --- Qwen's tags
 
   // Text without closing tags, then the newline and the tag that end a value.
@@ -714,16 +595,11 @@ class SchemaGrammar::Builder {
   const Json& root_;
   GrammarOptions options_;
   GrammarRules& r_;
+  JsonGrammar json_;
   int num_schemas_ = 0;
   std::map<const Json*, RuleId> references_;
-  RuleId any_value_ = -1;
-  RuleId any_object_ = -1;
-  ExprId string_ = -1;
   ExprId number_ = -1;
   ExprId integer_ = -1;
-  ExprId character_ = -1;
-  ExprId rest_of_string_ = -1;
-  ExprId space_ = -1;
 
   friend class SchemaGrammar;
 };
@@ -734,12 +610,6 @@ SchemaGrammar::~SchemaGrammar() = default;
 
 Result<ExprId> SchemaGrammar::value(std::string_view path) {
   return builder_->value(builder_->root_, std::string(path), 0);
-}
-ExprId SchemaGrammar::any_value() {
-  return builder_->any_value();
-}
-ExprId SchemaGrammar::any_object() {
-  return builder_->any_object();
 }
 Result<ExprId> SchemaGrammar::qwen_parameters(std::string_view path) {
   return builder_->qwen_parameters(builder_->root_, std::string(path));

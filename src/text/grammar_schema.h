@@ -19,9 +19,6 @@ class SchemaGrammar {
 
   // kInvalidArgument or kUnsupported with the path of the keyword; `path` stands before it.
   Result<ExprId> value(std::string_view path = "$");
-  // Any JSON value, any object.
-  ExprId any_value();
-  ExprId any_object();
   // The schema's properties as Qwen writes arguments: <parameter=KEY>\nVALUE\n</parameter>\n.
   Result<ExprId> qwen_parameters(std::string_view path = "$");
 

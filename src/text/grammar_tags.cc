@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/format.h"
+#include "text/grammar_json.h"
 #include "text/grammar_regex.h"
 #include "text/grammar_schema.h"
 
@@ -197,8 +198,10 @@ class TagGrammar {
         calls.push_back(
             r_.sequence({r_.bytes("<function=" + name + ">\n"), body, r_.bytes("</function>")}));
       } else {
-        ExprId body = builder.any_object();
-        if (!free) {
+        ExprId body;
+        if (free) {
+          body = JsonGrammar(options_, &r_).any_object();
+        } else {
           NB_TRY(body, builder.value(path + ".parameters"));
         }
         calls.push_back(
