@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "device/cpu/cpu_ops.h"
+#include "device/cpu/vectors-inl.h"
 #include "tensor/float8.h"
 
 // Shared by every target: foreach_target.h compiles this file once a target.
@@ -53,31 +54,6 @@ namespace nibble::cpu {
 namespace HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
-
-float vector_dot(const float* a, const float* b, int64_t n) {
-  const hn::ScalableTag<float> d;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  auto sum = hn::Zero(d);
-  int64_t i = 0;
-  for (; i + lanes <= n; i += lanes)
-    sum = hn::MulAdd(hn::LoadU(d, a + i), hn::LoadU(d, b + i), sum);
-  if (i < n) {
-    const auto mask = hn::FirstN(d, static_cast<size_t>(n - i));
-    sum = hn::MulAdd(hn::MaskedLoad(mask, d, a + i), hn::MaskedLoad(mask, d, b + i), sum);
-  }
-  return hn::GetLane(hn::SumOfLanes(d, sum));
-}
-
-// y += a * x
-void vector_axpy(float a, const float* x, int64_t n, float* y) {
-  const hn::ScalableTag<float> d;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  const auto factor = hn::Set(d, a);
-  int64_t i = 0;
-  for (; i + lanes <= n; i += lanes)
-    hn::StoreU(hn::MulAdd(factor, hn::LoadU(d, x + i), hn::LoadU(d, y + i)), d, y + i);
-  for (; i < n; ++i) y[i] = std::fma(a, x[i], y[i]);
-}
 
 // Row `row` (of head_dim stored elements) as floats: in place when it is F32, else in `widened`.
 const float* widen(const std::byte* row, DType dtype, int64_t n, float* widened) {
@@ -137,8 +113,7 @@ void attend_tile(const AttentionTile& tile, float* scores, float* widened) {
     const float* key = widen(tile.keys + cache_row(p), tile.kv_dtype, tile.head_dim, widened);
     const int64_t first_row = std::max(0, p - tile.first_position) * tile.heads;
     for (int64_t row = first_row; row < num_rows; ++row)
-      scores[row * num_positions + p] =
-          vector_dot(tile.q + query(row), key, tile.head_dim) * tile.scale;
+      scores[row * num_positions + p] = dot(tile.q + query(row), key, tile.head_dim) * tile.scale;
   }
   for (int64_t row = 0; row < num_rows; ++row) {
     const auto visible = tile.first_position + static_cast<int32_t>(row / tile.heads) + 1;
@@ -157,7 +132,7 @@ void attend_tile(const AttentionTile& tile, float* scores, float* widened) {
     const float* value = widen(tile.values + cache_row(p), tile.kv_dtype, tile.head_dim, widened);
     const int64_t first_row = std::max(0, p - tile.first_position) * tile.heads;
     for (int64_t row = first_row; row < num_rows; ++row)
-      vector_axpy(scores[row * num_positions + p], value, tile.head_dim, tile.out + query(row));
+      axpy(scores[row * num_positions + p], value, tile.head_dim, tile.out + query(row));
   }
 }
 

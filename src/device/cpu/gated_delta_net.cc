@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "device/cpu/cpu_ops.h"
+#include "device/cpu/vectors-inl.h"
 
 // Shared by every target: foreach_target.h compiles this file once a target.
 #ifndef NIBBLE_DEVICE_CPU_DELTA_HEAD
@@ -55,18 +56,6 @@ namespace HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-float dot_product(const float* a, const float* b, int64_t n) {
-  const hn::ScalableTag<float> d;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  auto sum = hn::Zero(d);
-  int64_t i = 0;
-  for (; i + lanes <= n; i += lanes)
-    sum = hn::MulAdd(hn::LoadU(d, a + i), hn::LoadU(d, b + i), sum);
-  float total = hn::GetLane(hn::SumOfLanes(d, sum));
-  for (; i < n; ++i) total = std::fma(a[i], b[i], total);
-  return total;
-}
-
 // y = decay * y + a * x
 void scaled_axpy(float decay, float a, const float* x, int64_t n, float* y) {
   const hn::ScalableTag<float> d;
@@ -81,17 +70,6 @@ void scaled_axpy(float decay, float a, const float* x, int64_t n, float* y) {
   for (; i < n; ++i) y[i] = std::fma(a, x[i], decay * y[i]);
 }
 
-// y += a * x
-void axpy(float a, const float* x, int64_t n, float* y) {
-  const hn::ScalableTag<float> d;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  const auto factor = hn::Set(d, a);
-  int64_t i = 0;
-  for (; i + lanes <= n; i += lanes)
-    hn::StoreU(hn::MulAdd(factor, hn::LoadU(d, x + i), hn::LoadU(d, y + i)), d, y + i);
-  for (; i < n; ++i) y[i] = std::fma(a, x[i], y[i]);
-}
-
 // out[j] = sum_i x[i] state[i][j]
 void row_times_state(const float* x, const float* state, int64_t dk, int64_t dv, float* out) {
   std::fill_n(out, dv, 0.0f);
@@ -99,7 +77,7 @@ void row_times_state(const float* x, const float* state, int64_t dk, int64_t dv,
 }
 
 void l2_normalise(const float* x, int64_t n, float scale, float* out) {
-  const float factor = scale / std::sqrt(dot_product(x, x, n) + 1e-6f);
+  const float factor = scale / std::sqrt(dot(x, x, n) + 1e-6f);
   for (int64_t i = 0; i < n; ++i) out[i] = x[i] * factor;
 }
 
@@ -145,7 +123,7 @@ void chunk(const DeltaHead& head, int32_t first, int32_t count, DeltaScratch& sc
     const float decay = std::exp(cumulative[i]);
     for (int64_t d = 0; d < dv; ++d) value[d] = beta[i] * (v_i[d] - decay * value[d]);
     for (int32_t j = 0; j < i; ++j) {
-      const float a = beta[i] * dot_product(k_i, scratch.k.data() + j * dk, dk) *
+      const float a = beta[i] * dot(k_i, scratch.k.data() + j * dk, dk) *
                       std::exp(cumulative[i] - cumulative[j]);
       axpy(-a, scratch.values.data() + j * dv, dv, value);
     }
@@ -158,7 +136,7 @@ void chunk(const DeltaHead& head, int32_t first, int32_t count, DeltaScratch& sc
     for (int64_t d = 0; d < dv; ++d) out[d] *= decay;
     for (int32_t j = 0; j <= i; ++j) {
       const float weight =
-          dot_product(q_i, scratch.k.data() + j * dk, dk) * std::exp(cumulative[i] - cumulative[j]);
+          dot(q_i, scratch.k.data() + j * dk, dk) * std::exp(cumulative[i] - cumulative[j]);
       axpy(weight, scratch.values.data() + j * dv, dv, out);
     }
   }
