@@ -117,6 +117,15 @@ void free_weights(const std::vector<Weight>& weights) {
   }
 }
 
+// Median seconds of launch(weight, stream), of all weights after one another.
+template <class Launch>
+double seconds_each(const std::vector<Weight>& weights, Launch launch) {
+  const double ms = bench::median_ms([&](cudaStream_t stream) {
+    for (const Weight& weight : weights) launch(weight, stream);
+  });
+  return ms * 1e-3 / static_cast<double>(weights.size());
+}
+
 struct Bench {
   cuda::Workspace workspace = bench::make_workspace(size_t{96} << 20);
   void* x = bench::random_bf16(kMaxTokens * 17408);
@@ -155,10 +164,7 @@ struct Bench {
     };
     launch(weights[0], nullptr);  // algorithms are chosen outside the capture
     NB_CUDA(cudaDeviceSynchronize());
-    const double ms = bench::median_ms([&](cudaStream_t stream) {
-      for (const Weight& weight : weights) launch(weight, stream);
-    });
-    return ms * 1e-3 / static_cast<double>(weights.size());
+    return seconds_each(weights, launch);
   }
 };
 
@@ -166,11 +172,9 @@ struct Bench {
 double read_seconds(const Bench& bench, const Shape& shape, const std::vector<Weight>& weights) {
   const size_t bytes =
       shape.group < 0 ? static_cast<size_t>(shape.out * shape.in) * 3 / 2 : weight_bytes(shape);
-  const double ms = bench::median_ms([&](cudaStream_t stream) {
-    for (const Weight& weight : weights)
-      cuda::enqueue_read(weight.values, bytes, bench.workspace, stream);
+  return seconds_each(weights, [&](const Weight& weight, cudaStream_t stream) {
+    cuda::enqueue_read(weight.values, bytes, bench.workspace, stream);
   });
-  return ms * 1e-3 / static_cast<double>(weights.size());
 }
 
 void few_tokens(const Bench& bench) {

@@ -190,7 +190,7 @@ HostTensor hard_bfloats(std::mt19937& random, int out, int in, bool tame) {
 }
 
 TEST_F(CudaLinear, CompactWeightsHoldTheBitsOfTheDisk) {
-  if (cuda::code_capability() < 80) GTEST_SKIP() << "no such form on this GPU";
+  if (cuda::code_capability() < 80) GTEST_SKIP() << "12-bit weights need sm_80";
   for (int trial = 0; trial < 8; ++trial) {
     const int out = trial == 0 ? 16 : pick(16, 20000 / (trial * trial));
     const int in = 64 * pick(1, 24);
@@ -222,7 +222,7 @@ TEST_F(CudaLinear, CompactWeightsHoldTheBitsOfTheDisk) {
 }
 
 TEST_F(CudaLinear, CompactWeights) {
-  if (cuda::code_capability() < 80) GTEST_SKIP() << "no such form on this GPU";
+  if (cuda::code_capability() < 80) GTEST_SKIP() << "12-bit weights need sm_80";
   for (const LinearPath path : kPaths) {
     for (const int num_tokens : {1, 4, 5, 8, 9, 16, 17, 33, 64, 65, 150}) {
       const int in = 64 * pick(1, 30);
@@ -241,7 +241,7 @@ TEST_F(CudaLinear, CompactWeights) {
 
 // Where no weight lies outside the windows the sums are those of the plain weights, bit for bit.
 TEST_F(CudaLinear, CompactWeightsSumAsPlainOnes) {
-  if (cuda::code_capability() < 80) GTEST_SKIP() << "no such form on this GPU";
+  if (cuda::code_capability() < 80) GTEST_SKIP() << "12-bit weights need sm_80";
   const HostTensor values = normal(DType::kBF16, {700, 640}, 0.02f);
   auto* bits = values.view().as<uint16_t>();
   for (int64_t i = 0; i < values.view().num_elements(); ++i)
@@ -263,7 +263,7 @@ TEST_F(CudaLinear, CompactWeightsSumAsPlainOnes) {
 // Half of the weights are zero: no room to list them. They stay as they are, in memory of their
 // own.
 TEST_F(CudaLinear, WeightsWithoutACompactFormStayPlain) {
-  if (cuda::code_capability() < 80) GTEST_SKIP() << "no such form on this GPU";
+  if (cuda::code_capability() < 80) GTEST_SKIP() << "12-bit weights need sm_80";
   const HostTensor values = normal(DType::kBF16, {64, 256}, 0.02f);
   for (int64_t i = 0; i < values.view().num_elements(); i += 2) values.view().as<uint16_t>()[i] = 0;
   LinearWeight weight;

@@ -377,16 +377,12 @@ AttentionEnd launch_shape(const AttentionParams& params, const Tiling& tiling, i
 template <class C, int kDim>
 AttentionEnd launch_columns(const AttentionParams& params, int32_t at_most, cudaStream_t stream) {
   // As many tokens as sequences, which is one each unless some have none: an item per token.
-  // Otherwise items of several tokens, for the sequences that are short enough.
-  const bool one_each = params.batch.num_tokens == params.batch.num_seqs;
-  const int32_t tokens = one_each ? 1 : std::max(1, 16 / params.group);
-  const Tiling tiling{params.batch.query_start, params.batch.num_seqs, tokens, 0,
-                      one_each ? INT32_MAX : at_most};
-  const int32_t num_items = one_each
-                                ? params.batch.num_tokens
-                                : static_cast<int32_t>(std::min(
-                                      int64_t{params.batch.num_seqs} * ((at_most - 1) / tokens + 1),
-                                      int64_t{params.batch.num_tokens}));
+  // Otherwise items of several tokens.
+  const DeviceBatch& batch = params.batch;
+  const int32_t tokens = batch.num_tokens == batch.num_seqs ? 1 : std::max(1, 16 / params.group);
+  const Tiling tiling{batch.query_start, batch.num_seqs, tokens, 0, at_most};
+  const auto num_items = static_cast<int32_t>(
+      std::min(int64_t{batch.num_seqs} * ((at_most - 1) / tokens + 1), int64_t{batch.num_tokens}));
   return tokens * params.group <= 8 ? launch_shape<C, kDim, 1>(params, tiling, num_items, stream)
                                     : launch_shape<C, kDim, 2>(params, tiling, num_items, stream);
 }

@@ -74,7 +74,7 @@ bool launch_few(Scalar type, Kind kind, const SkinnyArgs* parts, int count, cons
   return launch_linear_vector(type, kind, parts, count, workspace, stream);
 }
 
-// Calls body(launch) for `most` tokens after the other.
+// Calls body(launch) for at most `most` of the tokens at a time.
 template <class Body>
 void each_piece(const LinearLaunch& args, SkinnyArgs launch, int64_t most, Body body) {
   const Weight& weight = args.weight;
@@ -136,18 +136,19 @@ bool launch_linear_tiles(const LinearLaunch* parts, int count, const Workspace& 
 
 bool launch_linear_skinny_group(const LinearLaunch* parts, int count, const Workspace& workspace,
                                 cudaStream_t stream) {
+  const bool pre80 = before_sm80(workspace);
+  const int64_t num_tokens = parts[0].num_tokens;
   SkinnyArgs launches[kMostLinearParts] = {};
   Kind kind = Kind::kDense;
-  if (!describe_parts(parts, count, launches, &kind)) return false;
-  const int64_t num_tokens = parts[0].num_tokens;
-  if (before_sm80(workspace)) {
-    if (num_tokens > std::min<int64_t>(kPre80Tokens, most_pre80_tokens(kind, parts[0].x_type)))
-      return false;
-    launch_linear_pre80(kind, launches, count, workspace, stream, LinearPath::kAuto);
-    return true;
-  }
-  return num_tokens <= kDirectTokens && launch_few(parts[0].x_type, kind, launches, count,
-                                                   parts[0].fixed, true, workspace, stream);
+  if (num_tokens > (pre80 ? kPre80Tokens : kDirectTokens) ||
+      !describe_parts(parts, count, launches, &kind))
+    return false;
+  if (!pre80)
+    return launch_few(parts[0].x_type, kind, launches, count, parts[0].fixed, true, workspace,
+                      stream);
+  if (num_tokens > most_pre80_tokens(kind, parts[0].x_type)) return false;
+  launch_linear_pre80(kind, launches, count, workspace, stream, LinearPath::kAuto);
+  return true;
 }
 
 namespace {

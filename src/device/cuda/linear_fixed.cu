@@ -386,8 +386,7 @@ void launch(const SkinnyArgs* parts, int count, const FixedRows& rows, const Wor
     launch_shape<T, decltype(shape)>(parts, count, rows, workspace, stream);
   };
   const auto filled = [&](int rows_of_block) {
-    const int blocks = (row_tiles + rows_of_block - 1) / rows_of_block;
-    return fullness(blocks, 3 * workspace.num_sms);
+    return fullness(static_cast<int>(blocks_of(row_tiles, rows_of_block)), 3 * workspace.num_sms);
   };
   const bool few = row_tiles < kFewRowTiles;
   const bool wide = !few && smallest >= 6 && filled(6) + 0.05f >= filled(3);

@@ -36,14 +36,6 @@ struct GroupedShape {
   static_assert(kTokens * kOutPitch <= kShared, "the output takes the place of the ring");
 };
 
-struct GroupedArgs {
-  SkinnyArgs parts[2];
-  int64_t values_apart[2];
-  int64_t scales_apart[2];
-  ExpertLists lists;
-  int pairs_per_row;
-};
-
 // One block. Grid 1, 1024 threads.
 __global__ void __launch_bounds__(kMostExperts)
     plan_kernel(const int32_t* experts, int num_pairs, int num_experts, int most_tiles,
@@ -97,7 +89,8 @@ struct WeightSource {
                                        int lane) {
     const SkinnyArgs& weight = args.parts[part];
     group_shift = weight.group_shift;
-    const char* base = static_cast<const char*>(weight.values) + expert * args.values_apart[part];
+    const char* base =
+        static_cast<const char*>(weight.values) + expert * args.experts.values_apart[part];
     if constexpr (kind == Kind::kDense) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -107,7 +100,7 @@ struct WeightSource {
     } else {
       const int64_t own = min(tile, weight.row_tiles - 1);
       values[0] = base + own * weight.units_per_row * 512 + lane * 16;
-      scale = static_cast<const char*>(weight.scale) + expert * args.scales_apart[part] +
+      scale = static_cast<const char*>(weight.scale) + expert * args.experts.scales_apart[part] +
               own * weight.num_groups * 64 + lane / 4 * 8;
     }
   }
@@ -161,7 +154,7 @@ __global__ void __launch_bounds__(kThreads, Shape::kind == Kind::kDense ? 1 : 2)
 #pragma unroll
   for (int i = 0; i < kCopies; ++i) {
     const int token = (static_cast<int>(threadIdx.x) + i * kThreads) / 8;
-    const int row = list[token < tile.count ? token : 0] / args.pairs_per_row;
+    const int row = list[token < tile.count ? token : 0] / args.experts.pairs_per_row;
     from[i] = static_cast<uint32_t>(row) * static_cast<uint32_t>(units * 8) + threadIdx.x % 8;
   }
   const auto fetch = [&](int unit) {
@@ -299,14 +292,7 @@ bool can_group_experts(const ExpertsLaunch& args, size_t num_experts) {
 
 void launch_grouped(Scalar type, Kind kind, const SkinnyArgs* parts, int count,
                     const ExpertArgs& experts, const ExpertPlan& plan, cudaStream_t stream) {
-  GroupedArgs args{};
-  for (int i = 0; i < count; ++i) {
-    args.parts[i] = parts[i];
-    args.values_apart[i] = experts.values_apart[i];
-    args.scales_apart[i] = experts.scales_apart[i];
-  }
-  args.lists = lists_of(plan);
-  args.pairs_per_row = experts.pairs_per_row;
+  const GroupedArgs args{{parts[0], parts[count - 1]}, experts, lists_of(plan)};
   if (type == Scalar::kBF16) {
     launch<BFloat>(kind, count == 2, args, plan.most_tiles, stream);
   } else {

@@ -5,6 +5,7 @@
 #include <climits>
 
 #include "device/cuda/fixed_rows.h"
+#include "device/cuda/launch.h"
 #include "device/cuda/linear.h"
 
 namespace nibble::cuda {
@@ -50,7 +51,7 @@ struct SkinnyGroup {
     for (int i = 0; i < static_cast<int>(kMostLinearParts); ++i) {
       if (i < count) {
         parts[i] = from[i];
-        blocks += (from[i].row_tiles + row_tiles - 1) / row_tiles * times;
+        blocks += static_cast<int>(blocks_of(from[i].row_tiles, row_tiles)) * times;
       }
       end[i] = i + 1 < count ? blocks : INT_MAX;
     }
@@ -68,6 +69,8 @@ struct ExpertArgs {
   int64_t scales_apart[2];
 };
 
+struct NoExperts {};  // in place of them
+
 // What an ExpertPlan's memory holds: the pairs, expert after expert, and tiles of at most
 // kExpertTileRows of one expert's each.
 constexpr int kExpertTileRows = 64;
@@ -84,6 +87,13 @@ inline ExpertLists lists_of(const ExpertPlan& plan) {
   auto* list = static_cast<int32_t*>(plan.memory);
   return {list, reinterpret_cast<ExpertTile*>(list + plan.num_pairs)};
 }
+
+// Products of the pairs of each expert together.
+struct GroupedArgs {
+  SkinnyArgs parts[2];  // of expert 0
+  ExpertArgs experts;   // whose pairs are in the lists
+  ExpertLists lists;
+};
 
 // linear_skinny.cu: up to kSkinnyTokens tokens of any kind.
 void launch_linear_streamed(Scalar type, Kind kind, const SkinnyArgs& args,

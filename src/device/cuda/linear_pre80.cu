@@ -218,8 +218,6 @@ __device__ __forceinline__ SkinnyArgs of_expert(SkinnyArgs args, const ExpertArg
   return args;
 }
 
-struct NoExperts {};
-
 // A block per row tile of every product; with experts a grid of them for each pair, which then is
 // the token.
 template <class Mma, Kind kind, int kTokenTiles, class Experts>
@@ -249,12 +247,6 @@ __global__ void __launch_bounds__(kWarps * 32)
     }
   });
 }
-
-struct GroupedArgs {
-  SkinnyArgs parts[2];  // of expert 0
-  ExpertArgs experts;
-  ExpertLists lists;
-};
 
 // The pairs of an expert together, kTokenTiles tiles of eight at a time; with kSwiGlu silu(first) *
 // second of two products. Grid (row tiles, pieces of the plan's tiles).

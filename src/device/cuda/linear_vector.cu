@@ -28,8 +28,6 @@ struct VectorShape {
   static constexpr size_t kShared = size_t{kWarps} * kRing;
 };
 
-struct NoExperts {};
-
 // Of the kernel for one weight a part and of that for experts.
 template <class T, class Shape, class Experts>
 __device__ __forceinline__ void vector_body(const SkinnyGroup& group, const Experts& experts) {
