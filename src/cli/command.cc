@@ -20,6 +20,7 @@ constexpr Command kCommands[] = {
     {"bench", "measure a server under load, or steps and operations on this device", bench},
     {"recipe", "explain what a recipe would do", recipe},
     {"synth", "write a checkpoint of random weights, for measurements", synth},
+    {"doctor", "what this machine offers, and what is wrong with it", doctor},
     {"debug", "take replies apart, for people who debug clients", debug},
     {"completion", "print the completions of a shell", completion},
 };

@@ -25,6 +25,7 @@ int recipe(Arguments arguments);
 int verify(Arguments arguments);
 int card(Arguments arguments);
 int synth(Arguments arguments);
+int doctor(Arguments arguments);
 int debug(Arguments arguments);
 int bench(Arguments arguments);
 int completion(Arguments arguments);

@@ -18,7 +18,7 @@
 #include "device/cuda/linear.h"
 #include "device/cuda/linear_weight.h"
 #include "device/cuda/matrix_product.h"
-#include "device/cuda/nvml.h"
+#include "device/nvml.h"
 #include "device/cuda/read.h"
 #include "device/cuda/weight_upload.h"
 
