@@ -36,6 +36,8 @@ constexpr Shape kShapes[] = {{"mlp gate and up, W4 g128", 34816, 5120, 128},
                              {"mlp down, W4 g128", 5120, 17408, 128},
                              {"mlp down, W4 g32", 5120, 17408, 32},
                              {"q and gate, W4 g128", 12288, 5120, 128},
+                             {"q, gate, k and v, W4 g128", 14336, 5120, 128},
+                             {"o, W4 g128", 5120, 6144, 128},
                              {"k or v, W4 g128", 1024, 5120, 128},
                              {"delta-rule qkv, bf16", 10240, 5120, 0},
                              {"delta-rule out, bf16", 5120, 6144, 0},
@@ -118,10 +120,10 @@ void free_weights(const std::vector<Weight>& weights) {
 }
 
 // Median seconds of launch(weight, stream), of all weights after one another.
-template <class Launch>
-double seconds_each(const std::vector<Weight>& weights, Launch launch) {
+template <class W, class Launch>
+double seconds_each(const std::vector<W>& weights, Launch launch) {
   const double ms = bench::median_ms([&](cudaStream_t stream) {
-    for (const Weight& weight : weights) launch(weight, stream);
+    for (const W& weight : weights) launch(weight, stream);
   });
   return ms * 1e-3 / static_cast<double>(weights.size());
 }
@@ -168,13 +170,17 @@ struct Bench {
   }
 };
 
-// Of a kernel that only reads as many bytes, one launch after the other's end.
-double read_seconds(const Bench& bench, const Shape& shape, const std::vector<Weight>& weights) {
+// Of a kernel that only reads as many bytes as such a weight has, one launch after the other's end.
+double read_seconds(const Bench& bench, const Shape& shape) {
   const size_t bytes =
       shape.group < 0 ? static_cast<size_t>(shape.out * shape.in) * 3 / 2 : weight_bytes(shape);
-  return seconds_each(weights, [&](const Weight& weight, cudaStream_t stream) {
-    cuda::enqueue_read(weight.values, bytes, bench.workspace, stream);
+  std::vector<void*> parts(std::max<size_t>(1, kRotateBytes / bytes));
+  for (void*& part : parts) part = bench::device_bytes(bytes);
+  const double seconds = seconds_each(parts, [&](const void* part, cudaStream_t stream) {
+    cuda::enqueue_read(part, bytes, bench.workspace, stream);
   });
+  for (void* part : parts) NB_CUDA(cudaFree(part));
+  return seconds;
 }
 
 void few_tokens(const Bench& bench) {
@@ -190,7 +196,7 @@ void few_tokens(const Bench& bench) {
                   100 * static_cast<double>(weight_bytes(shape)) / s / bench.read_bandwidth);
     };
     std::printf("%-26s", shape.name);
-    print(read_seconds(bench, shape, weights));
+    print(read_seconds(bench, shape));
     for (const int m : kTokens) print(bench.seconds(weights, m, LinearPath::kSkinny));
     std::printf("\n");
     free_weights(weights);
@@ -206,7 +212,7 @@ void many_tokens(const Bench& bench, bool all_paths) {
   std::printf("\n");
   // 16-bit weights have but one path for many tokens.
   const std::vector<size_t> shapes =
-      all_paths ? std::vector<size_t>{0, 2, 9} : std::vector<size_t>{0, 1, 6, 9};
+      all_paths ? std::vector<size_t>{0, 2, 11} : std::vector<size_t>{0, 1, 8, 11};
   for (const size_t s : shapes) {
     const Shape& shape = kShapes[s];
     const std::vector<Weight> weights = make_weights(shape);
@@ -236,7 +242,7 @@ void old_gpus(const Bench& bench) {
   constexpr int kTokens[] = {1, 2, 4, 8, 16, 32, 64};
   for (const int m : kTokens) std::printf("               M=%-3d", m);
   std::printf("\n");
-  for (const size_t s : {size_t{1}, size_t{2}, size_t{3}, size_t{6}}) {
+  for (const size_t s : {size_t{1}, size_t{2}, size_t{3}, size_t{8}}) {
     std::vector<Weight> weights = make_weights(kShapes[s]);
     for (Weight& weight : weights) weight.type = Scalar::kF16;
     std::printf("%-26s", kShapes[s].name);

@@ -103,7 +103,7 @@ class CudaLinear : public testing::Test {
     const Prepared prepared(weight, storage);
     const DeviceTensor device_x(x);
     // What 14 bits beside the largest of 128 leave of activations of 8 and of 11 bits.
-    const double exact = !fixed ? 1e-5 : x_type == DType::kBF16 ? 3e-5 : 3e-4;
+    const double exact = !fixed ? 1e-5 : x_type == DType::kBF16 ? 6e-5 : 3e-4;
     EXPECT_LE(relative_error(run(device_x, prepared, DType::kF32, path), expected.floats()), exact);
     if (x_type == DType::kF32) return;
     const double bound = x_type == DType::kBF16 ? 3e-3 : 4e-4;
@@ -390,11 +390,13 @@ TEST_F(CudaLinear, SeveralWeightsInOneLaunch) {
   }
 }
 
-// Long rows and many row blocks: thread blocks share rows and hand their sums over.
+// Long rows and many row blocks: thread blocks share rows and hand their sums over. Few rows, many
+// and very many are cut up differently.
 TEST_F(CudaLinear, SharedRowsOfLargeWeights) {
-  for (const auto& [out, in] : {std::pair(40, 17408), std::pair(4099, 1024), std::pair(8205, 384),
-                                std::pair(130, 64), std::pair(16053, 256)}) {
-    for (const int num_tokens : {1, 5, 16, 31, 64}) {
+  for (const auto& [out, in] :
+       {std::pair(20, 2176), std::pair(40, 17408), std::pair(75, 2176), std::pair(4099, 1024),
+        std::pair(8205, 384), std::pair(130, 64), std::pair(16053, 256), std::pair(34829, 256)}) {
+    for (const int num_tokens : {1, 5, 11, 16, 31, 64}) {
       const DiskWeight disk(random_, out, in, {4, in == 64 ? 64 : 128, true, DType::kBF16});
       expect_equal(disk.weight, DType::kBF16, num_tokens, LinearPath::kSkinny);
     }
