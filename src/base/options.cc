@@ -34,6 +34,7 @@ struct Declared {
   std::vector<std::string> variables = {};
   bool positional = false;
   bool required = false;
+  bool secret = false;
 };
 
 // What one source says about one option.
@@ -90,6 +91,13 @@ Error invalid(std::string message) {
   return {ErrorCode::kInvalidArgument, std::move(message)};
 }
 
+std::optional<bool> truth_of(const std::string& text) {
+  const std::string word = ascii_lower(text);
+  if (word == "true" || word == "1" || word == "yes" || word == "on") return true;
+  if (word == "false" || word == "0" || word == "no" || word == "off") return false;
+  return std::nullopt;
+}
+
 // JSON if it is, else the text itself: a member's value as people type it.
 Json loose_json(const std::string& text) {
   Result<Json> json = parse_json(text, "value");
@@ -129,6 +137,7 @@ struct OptionSet::State {
   std::string group;
   std::string config_name;
   std::string environment_prefix;
+  bool needs_positionals = true;
   std::deque<Declared> declared;  // stable addresses
 
   Declared& declare(std::string_view name, std::string value_name, std::string default_text,
@@ -351,13 +360,9 @@ void OptionSet::option(std::string_view name, float* value, std::string_view hel
 void OptionSet::option(std::string_view name, bool* value, std::string_view help) {
   state_->declare(name, "", *value ? "on" : "", help, Form::kSwitch,
                   [value](const std::string& text) -> Status {
-                    const std::string word = ascii_lower(text);
-                    if (word == "true" || word == "1" || word == "yes" || word == "on")
-                      *value = true;
-                    else if (word == "false" || word == "0" || word == "no" || word == "off")
-                      *value = false;
-                    else
-                      return invalid("expected true or false");
+                    const std::optional<bool> truth = truth_of(text);
+                    if (!truth) return invalid("expected true or false");
+                    *value = *truth;
                     return {};
                   });
 }
@@ -402,6 +407,11 @@ void OptionSet::environment(std::string_view name, std::string_view variable) {
   Declared* option = state_->find(name);
   NB_CHECK(option != nullptr, "variable of an undeclared option");
   option->variables.emplace_back(variable);
+}
+void OptionSet::secret(std::string_view name) {
+  Declared* option = state_->find(name);
+  NB_CHECK(option != nullptr, "an undeclared option is secret");
+  option->secret = true;
 }
 
 Result<OptionSet::Outcome> OptionSet::parse(std::span<const std::string> arguments) {
@@ -500,7 +510,7 @@ Result<OptionSet::Outcome> OptionSet::parse(std::span<const std::string> argumen
   for (Declared& option : state.declared) {
     if (option.positional && next < words.size()) {
       chosen[&option] = {{words[next++]}, "command line"};
-    } else if (option.positional && option.required) {
+    } else if (option.positional && option.required && state.needs_positionals) {
       return state.error(format("{} is missing: {}", option.name, option.help));
     }
     const auto it = chosen.find(&option);
@@ -510,10 +520,28 @@ Result<OptionSet::Outcome> OptionSet::parse(std::span<const std::string> argumen
       continue;
     }
     NB_TRY_STATUS(state.assign(option, it->second));
-    outcome.given.push_back({option.name, listed(it->second.texts, " "), it->second.source});
+    outcome.given.push_back({option.name,
+                             option.secret ? "(hidden)" : listed(it->second.texts, " "),
+                             it->second.source});
   }
   if (next < words.size()) return state.error(format("unexpected argument \"{}\"", words[next]));
   return outcome;
+}
+
+Result<OptionSet::Settings> OptionSet::settings(std::span<const std::string> arguments) {
+  state_->needs_positionals = false;
+  Settings settings;
+  NB_TRY(settings.outcome, parse(arguments));
+  auto given = settings.outcome.given.begin();  // in the same order
+  for (const Declared& option : state_->declared) {
+    if (option.form == Form::kIgnored) continue;
+    const bool is_switch = option.form == Form::kSwitch;
+    Given one{option.name, option.default_text, "default"};
+    if (given != settings.outcome.given.end() && given->name == option.name) one = *given++;
+    if (is_switch) one.value = truth_of(one.value) == true ? "on" : "off";
+    settings.all.push_back(std::move(one));
+  }
+  return settings;
 }
 
 std::string OptionSet::help(std::string_view topic) const {

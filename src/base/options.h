@@ -69,11 +69,13 @@ class OptionSet {
   // Unset options are read from the environment: PREFIX + NAME in capitals, and from extra names.
   void environment(std::string_view prefix);
   void environment(std::string_view name, std::string_view variable);
+  // An option whose value reports do not show.
+  void secret(std::string_view name);
 
   struct Given {
     std::string name;
     std::string value;
-    std::string source;  // "command line", "FILE", or the variable's name
+    std::string source;  // "command line", "FILE", or the variable's name; "default"
   };
   struct Outcome {
     bool help_requested = false;
@@ -85,6 +87,14 @@ class OptionSet {
   // Assigns the members. kInvalidArgument: one line with the flag, what was found and what is
   // allowed; unknown flags name the nearest known one.
   Result<Outcome> parse(std::span<const std::string> arguments);
+
+  // What the arguments, the file and the environment come to. Errors as of parse(), but positional
+  // arguments may be missing.
+  struct Settings {
+    Outcome outcome;
+    std::vector<Given> all;  // options that have an effect, in the order of declaration
+  };
+  Result<Settings> settings(std::span<const std::string> arguments);
 
   // For a terminal, 80 columns. `topic`: "" or "all" for everything, else a group or a flag.
   std::string help(std::string_view topic = "") const;

@@ -4,6 +4,9 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "base/format.h"
+#include "base/text.h"
+
 namespace nibble::cli {
 namespace {
 
@@ -21,6 +24,7 @@ constexpr Command kCommands[] = {
     {"recipe", "explain what a recipe would do", recipe},
     {"synth", "write a checkpoint of random weights, for measurements", synth},
     {"doctor", "what this machine offers, and what is wrong with it", doctor},
+    {"config", "what a command's flags, files and variables come to", config},
     {"debug", "take replies apart, for people who debug clients", debug},
     {"completion", "print the completions of a shell", completion},
 };
@@ -28,11 +32,41 @@ constexpr Command kCommands[] = {
 constexpr const char* kMarkdownFlag = "--help-markdown";  // one section of the reference
 constexpr const char* kDescribeFlag = "--help-flags";     // into `described`
 std::vector<OptionSet::Flag> described;                   // of the command run last
+constexpr const char* kSettingsFlag = "--help-settings";  // behind the arguments: into `shown`
+OptionSet::Settings shown;
+
+// Warnings and, if that is asked for, help. Whether there is more to do.
+bool report(const OptionSet& set, const OptionSet::Outcome& outcome) {
+  for (const std::string& warning : outcome.warnings)
+    std::fprintf(stderr, "nibble: warning: %s\n", warning.c_str());
+  if (outcome.help_requested) std::fputs(set.help(outcome.help_topic).c_str(), stdout);
+  return !outcome.help_requested;
+}
 
 }  // namespace
 
 std::span<const Command> commands() {
   return kCommands;
+}
+
+Result<const Command*> find_command(std::string_view name) {
+  std::vector<std::string_view> names;
+  for (const Command& command : kCommands) {
+    if (command.name == name) return &command;
+    names.push_back(command.name);
+  }
+  const std::string nearest = nearest_name(name, std::span<const std::string_view>(names));
+  return make_error(ErrorCode::kInvalidArgument, "unknown command \"{}\"{}; commands are {}", name,
+                    nearest.empty() ? "" : format(", did you mean {}?", nearest),
+                    join(names, ", "));
+}
+
+Effective effective_settings(const Command& command, Arguments arguments) {
+  std::vector<std::string> with_flag(arguments.begin(), arguments.end());
+  with_flag.emplace_back(kSettingsFlag);
+  shown = {};
+  const int error = command.run(with_flag);
+  return {error, std::move(shown)};
 }
 
 void print_reference() {
@@ -77,13 +111,17 @@ Parsed finish(OptionSet& set, Arguments arguments) {
         described.push_back(std::move(flag));
     return {false, 0};
   }
+  if (!arguments.empty() && arguments.back() == kSettingsFlag) {
+    Result<OptionSet::Settings> settings = set.settings(arguments.first(arguments.size() - 1));
+    if (!settings) return {false, fail(settings.error())};
+    shown = std::move(*settings);
+    if (!report(set, shown.outcome)) shown.all.clear();
+    return {false, 0};
+  }
   Result<OptionSet::Outcome> outcome = set.parse(arguments);
   if (!outcome) return {false, fail(outcome.error())};
-  for (const std::string& warning : outcome->warnings)
-    std::fprintf(stderr, "nibble: warning: %s\n", warning.c_str());
-  if (!outcome->help_requested) return {true, 0, std::move(*outcome)};
-  std::fputs(set.help(outcome->help_topic).c_str(), stdout);
-  return {false, 0};
+  if (!report(set, *outcome)) return {false, 0};
+  return {true, 0, std::move(*outcome)};
 }
 
 }  // namespace nibble::cli

@@ -29,6 +29,7 @@ int doctor(Arguments arguments);
 int debug(Arguments arguments);
 int bench(Arguments arguments);
 int completion(Arguments arguments);
+int config(Arguments arguments);
 
 struct Command {
   std::string_view name;
@@ -44,6 +45,17 @@ struct Described {
   std::vector<OptionSet::Flag> flags;
 };
 std::vector<Described> describe_commands();
+
+// The command of that name; kInvalidArgument names the nearest one and lists all.
+Result<const Command*> find_command(std::string_view name);
+
+// What a command's arguments come to, without running it. `error`: its exit code, after it has said
+// what is wrong; 0: `settings` is filled.
+struct Effective {
+  int error = 0;
+  OptionSet::Settings settings;
+};
+Effective effective_settings(const Command& command, Arguments arguments);
 
 // Prints docs/reference/cli.md: every command's flags, made from their options structs.
 void print_reference();

@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "base/format.h"
-#include "base/text.h"
 #include "base/version.h"
 #include "cli/command.h"
 #include "device/backends.h"
@@ -50,14 +49,7 @@ int main(int argc, char** argv) {
     std::puts("\nnibble COMMAND --help says more.");
     return 0;
   }
-  std::vector<std::string_view> names;
-  for (const nibble::cli::Command& command : nibble::cli::commands()) {
-    if (command.name == name) return command.run(nibble::cli::Arguments(arguments).subspan(1));
-    names.push_back(command.name);
-  }
-  const std::string nearest = nibble::nearest_name(name, std::span<const std::string_view>(names));
-  return nibble::cli::fail(nibble::make_error(
-      nibble::ErrorCode::kInvalidArgument, "unknown command \"{}\"{}; commands are {}", name,
-      nearest.empty() ? "" : nibble::format(", did you mean {}?", nearest),
-      nibble::join(names, ", ")));
+  const nibble::Result<const nibble::cli::Command*> command = nibble::cli::find_command(name);
+  if (!command) return nibble::cli::fail(command.error());
+  return (*command)->run(nibble::cli::Arguments(arguments).subspan(1));
 }

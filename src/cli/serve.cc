@@ -197,8 +197,7 @@ void report_flags(const OptionSet::Outcome& outcome) {
   std::string given;
   for (const OptionSet::Given& one : outcome.given) {
     if (one.name == "MODEL") continue;
-    const bool secret = one.name == "api-key";
-    given += format(" {}={}", one.name, secret ? "(hidden)" : one.value);
+    given += format(" {}={}", one.name, one.value);
     if (one.source != "command line") given += format(" ({})", one.source);
   }
   if (!given.empty()) log_info("flags{}", given);

@@ -77,6 +77,7 @@ struct ServeOptions {
     v.option("api-key", &api_key,
              "keys of which a request must bring one, but for health, metrics and the page");
     v.environment("api-key", "VLLM_API_KEY");
+    v.secret("api-key");
     front.visit(v);
     v.option("insecure", &insecure, "listen on a public address without a key");
     v.option("enable-request-id-headers", &enable_request_id_headers, "answers carry X-Request-Id");
