@@ -36,6 +36,7 @@ struct ChatFlags {
     v.option("num-threads", &num_threads, "threads, 0 for all");
     v.option("api-key", &api_key, "of the server");
     v.environment("api-key", "OPENAI_API_KEY");
+    v.secret("api-key");
   }
 };
 

@@ -24,6 +24,7 @@ constexpr Command kCommands[] = {
     {"recipe", "explain what a recipe would do", recipe},
     {"synth", "write a checkpoint of random weights, for measurements", synth},
     {"doctor", "what this machine offers, and what is wrong with it", doctor},
+    {"top", "a running server in the terminal", top},
     {"config", "what a command's flags, files and variables come to", config},
     {"debug", "take replies apart, for people who debug clients", debug},
     {"completion", "print the completions of a shell", completion},

@@ -30,6 +30,7 @@ int debug(Arguments arguments);
 int bench(Arguments arguments);
 int completion(Arguments arguments);
 int config(Arguments arguments);
+int top(Arguments arguments);
 
 struct Command {
   std::string_view name;
