@@ -158,7 +158,9 @@ struct Bench {
   double seconds(const std::vector<Weight>& weights, int64_t num_tokens, LinearPath path) const {
     FixedRows fixed;
     if (weights[0].layout == Layout::kTiled)
-      fixed = fixed_rows_of(num_tokens, weights[0].in_features, workspace);
+      fixed = fixed_rows_of(num_tokens, weights[0].in_features,
+                            weights[0].in_features / weights[0].num_groups < cuda::kFixedGroup,
+                            workspace);
     const Scalar type = weights[0].type;
     if (fixed.digits != nullptr) launch_fix_rows(x, type, fixed, workspace, nullptr);
     const auto launch = [&](const Weight& weight, cudaStream_t stream) {

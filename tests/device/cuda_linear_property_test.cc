@@ -121,6 +121,7 @@ class CudaLinear : public testing::Test {
         weight.in_features % cuda::kFixedGroup != 0 || cuda::code_capability() < 80)
       return false;
     const int64_t group = weight.in_features / weight.scale.shape[1];
+    if (group == 32 || group == 64) return num_tokens <= cuda::kFixedPartTokens;
     return weight.scale.shape[1] == 1 ||
            (group % 128 == 0 && std::has_single_bit(static_cast<uint64_t>(group / 64)));
   }
@@ -400,6 +401,12 @@ TEST_F(CudaLinear, SharedRowsOfLargeWeights) {
       const DiskWeight disk(random_, out, in, {4, in == 64 ? 64 : 128, true, DType::kBF16});
       expect_equal(disk.weight, DType::kBF16, num_tokens, LinearPath::kSkinny);
     }
+    for (const int group_size : {32, 64})
+      for (const int num_tokens : {1, 3, 8}) {
+        const DType type = num_tokens == 3 ? DType::kF16 : DType::kBF16;
+        const DiskWeight disk(random_, out, in, {4, group_size, true, type});
+        expect_equal(disk.weight, type, num_tokens, LinearPath::kSkinny);
+      }
   }
 }
 

@@ -18,9 +18,9 @@
 #include "device/cuda/linear.h"
 #include "device/cuda/linear_weight.h"
 #include "device/cuda/matrix_product.h"
-#include "device/nvml.h"
 #include "device/cuda/read.h"
 #include "device/cuda/weight_upload.h"
+#include "device/nvml.h"
 
 namespace nibble::cuda {
 namespace {
@@ -223,7 +223,7 @@ class CudaDevice final : public Device {
     prepared.scale =
         arena.tensor(on_disk.scale.dtype, {row_tiles, num_groups, 8, 4}, "packed scales");
     prepared.zero_point = Tensor{};
-    ops_.expect_packed(on_disk.in_features);
+    ops_.expect_packed(on_disk.in_features, on_disk.in_features / num_groups);
     if (!arena.counting()) repack(on_disk, prepared);
     return prepared;
   }

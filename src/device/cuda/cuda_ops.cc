@@ -28,16 +28,17 @@ void CudaOps::gather_rows(const Tensor& x, const int32_t* rows, const Tensor& ou
   launch_gather({x.data, type, rows, out.data, type, rows_of(out), out.shape[1]}, writing());
 }
 
-void CudaOps::expect_packed(int64_t in_features) {
-  if (std::ranges::find(packed_inputs_, in_features) == packed_inputs_.end())
-    packed_inputs_.push_back(in_features);
+void CudaOps::expect_packed(int64_t in_features, int64_t group_size) {
+  auto known = std::ranges::find(packed_inputs_, in_features, &PackedInputs::in_features);
+  if (known == packed_inputs_.end()) known = packed_inputs_.insert(known, {in_features, false});
+  known->small_groups = known->small_groups || group_size < kFixedGroup;
 }
 
 FixedRows CudaOps::room_for(const Tensor& out, int64_t in_features) const {
-  if (dtype_size(out.dtype) != 2 ||
-      std::ranges::find(packed_inputs_, in_features) == packed_inputs_.end())
-    return {};
-  return fixed_rows_of(out.num_elements() / in_features, in_features, workspace_);
+  const auto expected = std::ranges::find(packed_inputs_, in_features, &PackedInputs::in_features);
+  if (dtype_size(out.dtype) != 2 || expected == packed_inputs_.end()) return {};
+  return fixed_rows_of(out.num_elements() / in_features, in_features, expected->small_groups,
+                       workspace_);
 }
 
 LinearLaunch CudaOps::launch_of(const Tensor& x, const LinearWeight& weight,

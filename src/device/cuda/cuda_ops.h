@@ -20,9 +20,9 @@ class CudaOps final : public Ops {
   // Both belong to the device, which outlives its operations.
   CudaOps(cudaStream_t stream, Workspace& workspace) : stream_(stream), workspace_(workspace) {}
 
-  // There are packed weights of so many inputs: operations before their products leave activations
-  // of few tokens in the form of fixed_rows.h as well.
-  void expect_packed(int64_t in_features);
+  // There are packed weights of so many inputs, in groups of `group_size`: operations before their
+  // products leave activations of few tokens in the form of fixed_rows.h as well.
+  void expect_packed(int64_t in_features, int64_t group_size);
   // Memory has been written to other than by operations.
   void memory_changed() { fixed_ = {}; }
 
@@ -99,8 +99,12 @@ class CudaOps final : public Ops {
     FixedRows rows;
   };
   Fixed fixed_;
-  std::vector<int64_t> packed_inputs_;
-  std::vector<int32_t> chosen_experts_;  // moe_mlp_by_expert's copies
+  struct PackedInputs {
+    int64_t in_features;
+    bool small_groups;  // some, of less than kFixedGroup
+  };
+  std::vector<PackedInputs> packed_inputs_;  // of expect_packed()
+  std::vector<int32_t> chosen_experts_;      // moe_mlp_by_expert's copies
   std::vector<float> expert_weights_;
 };
 

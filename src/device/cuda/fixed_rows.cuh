@@ -44,13 +44,26 @@ __device__ __forceinline__ void write_fixed(const float (&x)[8], int token, int6
     high[i / 4] |= static_cast<uint32_t>(h & 255) << (8 * kByte[i % 4]);
     low[i / 4] |= static_cast<uint32_t>(l & 255) << (8 * kByte[i % 4]);
   }
-#pragma unroll
-  for (int offset = 8; offset > 0; offset /= 2) {
+  const auto add_lanes = [&](int offset) {
     high_sum += __shfl_xor_sync(half_warp, high_sum, offset);
     low_sum += __shfl_xor_sync(half_warp, low_sum, offset);
-  }
+  };
   const int64_t group = piece / 16;
   const auto inner = static_cast<int>(piece % 16);
+  add_lanes(1);
+  add_lanes(2);
+  if (to.parts != nullptr && inner % 4 == 0) {
+    int32_t* parts = to.parts + group * 32 + inner / 4 * 2;
+    const auto column = [&](int c) -> int32_t& { return parts[c / 2 * 8 + c % 2]; };
+    if (to.num_tokens <= 4) {
+      column(token) = -high_sum;
+      column(4 + token) = -low_sum;
+    } else {
+      column(token) = -256 * high_sum - low_sum;
+    }
+  }
+  add_lanes(4);
+  add_lanes(8);
   int8_t* at = to.digits + ((group * 2 + inner / 8) * 2 * to.num_tokens + token) * 64 +
                inner % 4 * 16 + inner / 4 % 2 * 8;
   *reinterpret_cast<uint2*>(at) = make_uint2(high[0], high[1]);

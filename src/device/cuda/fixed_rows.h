@@ -11,6 +11,9 @@
 //   columns [in / 128, 8, or 16 for more than 8 tokens] {int32 minus the sum of the 128, f32 unit}
 //     up to 4 tokens: column t the high digits of token t, unit 256 times, column 4 + t the low
 //     ones; more: column t both digits of token t.
+//   parts   [in / 128, 4 pairs of columns, 4, 2] int32, for weights in groups of 32 or 64 and up to
+//   8
+//     tokens: minus the sums of each 32 inputs
 #pragma once
 
 #include <cuda_runtime.h>
@@ -24,6 +27,7 @@
 namespace nibble::cuda {
 
 constexpr int kFixedTokens = 16;
+constexpr int kFixedPartTokens = 8;   // most with parts
 constexpr int64_t kFixedGroup = 128;  // inputs that share a unit
 
 constexpr int fixed_columns(int64_t num_tokens) {
@@ -33,6 +37,7 @@ constexpr int fixed_columns(int64_t num_tokens) {
 struct FixedRows {
   int8_t* digits = nullptr;  // null: none
   void* columns = nullptr;
+  int32_t* parts = nullptr;  // null: not asked for
   int num_tokens = 0;
   int64_t in_features = 0;
 };
@@ -40,9 +45,10 @@ struct FixedRows {
 // Rows that operations leave for the product after them, and those that a product makes for itself.
 enum class FixedArea : uint8_t { kOperation, kProduct };
 // Room for such rows in the workspace; `digits` is null if they do not fit or cannot be: more than
-// kFixedTokens tokens, in_features % kFixedGroup != 0, no 8-bit tensor cores.
-FixedRows fixed_rows_of(int64_t num_tokens, int64_t in_features, const Workspace& workspace,
-                        FixedArea area = FixedArea::kOperation);
+// kFixedTokens tokens, in_features % kFixedGroup != 0, no 8-bit tensor cores. `with_parts`: for
+// weights in groups of less than kFixedGroup; none beyond kFixedPartTokens tokens.
+FixedRows fixed_rows_of(int64_t num_tokens, int64_t in_features, bool with_parts,
+                        const Workspace& workspace, FixedArea area = FixedArea::kOperation);
 
 // From x [num_tokens, in_features] of a 16-bit type.
 void launch_fix_rows(const void* x, Scalar type, const FixedRows& to, const Workspace& workspace,

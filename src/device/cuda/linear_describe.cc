@@ -66,8 +66,9 @@ bool describe_parts(const LinearLaunch* parts, int count, SkinnyArgs* launches, 
 // cache (`nibble bench decode`, docs/performance.md).
 bool launch_few(Scalar type, Kind kind, const SkinnyArgs* parts, int count, const FixedRows& fixed,
                 bool may_fix, const Workspace& workspace, cudaStream_t stream) {
-  if (kind == Kind::kW4 && may_fix && parts[0].num_tokens <= kFixedTokens &&
-      launch_linear_fixed(type, parts, count, fixed, workspace, stream))
+  if ((kind == Kind::kW4 || kind == Kind::kW4Group32) && may_fix &&
+      parts[0].num_tokens <= kFixedTokens &&
+      launch_linear_fixed(type, kind, parts, count, fixed, workspace, stream))
     return true;
   if (parts[0].num_tokens > kRingTokens)
     return launch_linear_direct(type, kind, parts, count, workspace, stream);

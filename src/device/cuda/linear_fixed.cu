@@ -1,6 +1,6 @@
 // y = x W' for packed weights and up to 16 tokens on integer tensor cores: nibbles as they lie
 // times the digits of FixedRows, exactly, in 32-bit integers; zeros, scales and units once per 128
-// inputs.
+// inputs, in groups of 32 or 64 (up to 8 tokens) zeros and scales once per group.
 //   y[t, n] = sum over groups of scale(n) unit(t) (sum_k q[n, k] x[k, t] - zero(n) sum_k x[k, t])
 // One logic instruction makes four operands of 8 bits of a packed word: the low nibbles are row g,
 // the high ones, 16 times their value, row g + 8. Making 16-bit weights of them takes four times
@@ -13,6 +13,7 @@
 // row tiles pass through the ring in sets of `kRows`, while its activations stay in registers.
 #include <algorithm>
 #include <climits>
+#include <type_traits>
 
 #include "device/cuda/cluster.cuh"
 #include "device/cuda/fixed_rows.cuh"
@@ -26,7 +27,7 @@ namespace {
 constexpr int kThreads = 256;  // of the kernel that makes rows
 
 template <int kTokenColumns, int kRowTiles, int kSetsOfRows, int kStages, int kBlocksPerSm,
-          int kWarpsOfBlock, int kBlocksOfCluster = 1>
+          int kWarpsOfBlock, int kBlocksOfCluster = 1, int kScalesOfRow = 1>
 struct FixedShape {
   static constexpr int kTokens = kTokenColumns;  // 4: both digits in one product; 8, 16: in two
   static constexpr int kRows = kRowTiles;        // row tiles of a stage
@@ -36,10 +37,13 @@ struct FixedShape {
   static constexpr int kBlocks = kBlocksPerSm;
   static constexpr int kWarps = kWarpsOfBlock;
   static constexpr int kCluster = kBlocksOfCluster;  // blocks that share a row
+  static constexpr int kScales = kScalesOfRow;       // of 128 inputs of a row
   static constexpr int kTokenTiles = kTokens <= 8 ? 1 : 2;
-  static constexpr int kStage = kRows * (1024 + 64);  // 128 inputs, then the scales
-  static constexpr int kRing = kDepth * kStage;       // of a warp
+  static constexpr int kStage = kRows * (1024 + 64 * kScales);  // 128 inputs, then the scales
+  static constexpr int kRing = kDepth * kStage;                 // of a warp
   static_assert(kBlockRows * kTokenTiles * 512 <= kRing, "sums take the place of the rings");
+  static_assert(kRows * kScales <= 8, "a lane copies 16 bytes of scales");
+  static_assert(kScales == 1 || kTokens <= kFixedPartTokens);
   static constexpr size_t kShared = size_t{kWarps} * kRing;
 };
 
@@ -88,6 +92,15 @@ struct Digits {
   static constexpr int kParts = Shape::kTokens <= 4 ? 1 : 2;
   uint4 x[2][Shape::kTokenTiles][kParts];  // [half]
   uint4 columns[Shape::kTokenTiles];
+  uint4 parts[2];  // of both columns in turns, of 32 inputs each; with more than one scale
+
+  // Minus the sum of the inputs of scale `g`; column 0 or 1 of this lane.
+  __device__ __forceinline__ int minus(int g, int column) const {
+    const uint4& four = parts[Shape::kScales == 4 ? g / 2 : g];
+    const auto first = static_cast<int>(column == 0 ? four.x : four.y);
+    const auto second = static_cast<int>(column == 0 ? four.z : four.w);
+    return Shape::kScales == 2 ? first + second : g % 2 == 0 ? first : second;
+  }
 };
 
 // Where that lies for this lane's warp.
@@ -95,6 +108,7 @@ template <class Shape>
 struct DigitsSource {
   const char* digits[Shape::kTokenTiles];
   const char* columns;
+  const char* parts;
   bool present[Shape::kTokenTiles];
   int digit_bytes;
 
@@ -102,6 +116,7 @@ struct DigitsSource {
   __device__ __forceinline__ DigitsSource(const FixedRows& rows, int first_group, int lane)
       : columns(static_cast<const char*>(rows.columns) + first_group * 64 * Shape::kTokenTiles +
                 lane % 4 * 16),
+        parts(reinterpret_cast<const char*>(rows.parts) + first_group * 128 + lane % 4 * 32),
         digit_bytes(rows.num_tokens * 64) {
 #pragma unroll
     for (int n = 0; n < Shape::kTokenTiles; ++n) {
@@ -116,6 +131,7 @@ struct DigitsSource {
 #pragma unroll
     for (int n = 0; n < Shape::kTokenTiles; ++n) digits[n] += groups * 4 * digit_bytes;
     columns += groups * 64 * Shape::kTokenTiles;
+    parts += groups * 128;
   }
   __device__ __forceinline__ void read_half(Digits<Shape>& to, int half, bool more) const {
 #pragma unroll
@@ -130,6 +146,11 @@ struct DigitsSource {
 #pragma unroll
     for (int n = 0; n < Shape::kTokenTiles; ++n)
       to.columns[n] = more ? load_written_16(columns + n * 64) : make_uint4(0, 0, 0, 0);
+    if constexpr (Shape::kScales > 1) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        to.parts[i] = more ? load_written_16(parts + i * 16) : make_uint4(0, 0, 0, 0);
+    }
   }
   __device__ __forceinline__ void read(Digits<Shape>& to, bool more) const {
     read_half(to, 0, more);
@@ -137,6 +158,54 @@ struct DigitsSource {
     read_columns(to, more);
   }
 };
+
+// Adds the products of a set's row tiles where 128 inputs have several scales.
+template <class T, class Shape, class S>
+__device__ __forceinline__ void add_groups(S& sums, int first_row, const char* stage, int lane,
+                                           const Digits<Shape>& now) {
+  constexpr int kParts = Digits<Shape>::kParts;
+  constexpr int kSteps = 4 / Shape::kScales;  // of 32 inputs
+#pragma unroll
+  for (int r = 0; r < Shape::kRows; ++r) {
+    uint32_t a[4][4];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const uint4 w = *reinterpret_cast<const uint4*>(stage + r * 1024 + h * 512 + lane * 16);
+      operand_of(w.x, w.y, a[2 * h]);
+      operand_of(w.z, w.w, a[2 * h + 1]);
+    }
+    float total[4] = {};
+#pragma unroll
+    for (int g = 0; g < Shape::kScales; ++g) {
+      const uint2 scales = *reinterpret_cast<const uint2*>(
+          stage + Shape::kRows * 1024 + (r * Shape::kScales + g) * 64 + lane / 4 * 8);
+      const int zero[2] = {zero_of(scales.x), zero_of(scales.y) << 4};
+      const float scale[2] = {scale_of<T>(scales.x), scale_of<T>(scales.y)};
+      int products[kParts][4] = {};
+#pragma unroll
+      for (int k = 0; k < 4; ++k) products[kParts - 1][k] = zero[k / 2] * now.minus(g, k % 2);
+#pragma unroll
+      for (int i = 0; i < kSteps; ++i) {
+        const int step = g * kSteps + i;
+#pragma unroll
+        for (int q = 0; q < kParts; ++q) {
+          const uint4& x = now.x[step / 2][0][q];
+          mma_digits(products[q], a[step], step % 2 == 0 ? x.x : x.z, step % 2 == 0 ? x.y : x.w);
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        int product = products[0][k];
+        if constexpr (kParts > 1) product = product * 256 + products[1][k];
+        total[k] += static_cast<float>(product) * scale[k / 2];
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < 4; ++k)
+      sums.c[first_row + r][0][k] +=
+          total[k] * __uint_as_float(k % 2 == 0 ? now.columns[0].y : now.columns[0].w);
+  }
+}
 
 #endif  // NB_SKINNY_CODE
 
@@ -182,8 +251,10 @@ __global__ void __launch_bounds__(Shape::kWarps * 32, Shape::kBlocks)
   for (int r = 0; r < kRows; ++r)
     values[r] = static_cast<const char*>(args.values) + min(first_tile + r, last) * row_bytes +
                 slice * 1024 + lane * 16;
+  constexpr int kScaleLanes = 4 * Shape::kScales;  // of a row tile
   const char* scale = static_cast<const char*>(args.scale) +
-                      min(first_tile + lane / 4 % kRows, last) * scale_bytes + lane % 4 * 16;
+                      min(first_tile + lane / kScaleLanes % kRows, last) * scale_bytes +
+                      lane % kScaleLanes * 16;
   int fetched = 0;  // groups
   const auto fetch = [&](int set, char* to) {
     if (fetched < count) {
@@ -194,8 +265,10 @@ __global__ void __launch_bounds__(Shape::kWarps * 32, Shape::kBlocks)
         values[r] +=
             set == kSets - 1 ? kSlices * 1024 - (kSets - 1) * kRows * row_bytes : kRows * row_bytes;
       }
-      const int weight_group = 2 * (fetched * kSlices + slice) >> args.group_shift;
-      if (lane < 4 * kRows)
+      const int group_of_row = fetched * kSlices + slice;
+      const int weight_group =
+          Shape::kScales > 1 ? group_of_row * Shape::kScales : 2 * group_of_row >> args.group_shift;
+      if (lane < kScaleLanes * kRows)
         copy_async_16(to + kRows * 1024 + lane * 16,
                       scale + weight_group * 64 + set * kRows * scale_bytes);
       if (set == kSets - 1) ++fetched;
@@ -232,59 +305,63 @@ __global__ void __launch_bounds__(Shape::kWarps * 32, Shape::kBlocks)
       wait_async<kDepth - 2>();
       __syncwarp();
       fetch((set + kDepth - 1) % kSets, used);
-      // The low digits' sums begin with what the zeros take away.
-      int products[kRows][kTokenTiles][kParts][4] = {};
-      float scale_float[kRows][2];
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        const uint2 scales =
-            *reinterpret_cast<const uint2*>(stage + kRows * 1024 + r * 64 + lane / 4 * 8);
-        const int zero[2] = {zero_of(scales.x), zero_of(scales.y) << 4};
-        scale_float[r][0] = scale_of<T>(scales.x);
-        scale_float[r][1] = scale_of<T>(scales.y);
-#pragma unroll
-        for (int n = 0; n < kTokenTiles; ++n)
-#pragma unroll
-          for (int k = 0; k < 4; ++k)
-            products[r][n][kParts - 1][k] =
-                zero[k / 2] * static_cast<int>(k % 2 == 0 ? now.columns[n].x : now.columns[n].z);
-      }
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
+      if constexpr (Shape::kScales > 1) {
+        add_groups<T, Shape>(sums, set * kRows, stage, lane, now);
+      } else {
+        // The low digits' sums begin with what the zeros take away.
+        int products[kRows][kTokenTiles][kParts][4] = {};
+        float scale_float[kRows][2];
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {
-          const uint4 w = *reinterpret_cast<const uint4*>(stage + r * 1024 + h * 512 + lane * 16);
-          uint32_t a[2][4];
-          operand_of(w.x, w.y, a[0]);
-          operand_of(w.z, w.w, a[1]);
+          const uint2 scales =
+              *reinterpret_cast<const uint2*>(stage + kRows * 1024 + r * 64 + lane / 4 * 8);
+          const int zero[2] = {zero_of(scales.x), zero_of(scales.y) << 4};
+          scale_float[r][0] = scale_of<T>(scales.x);
+          scale_float[r][1] = scale_of<T>(scales.y);
 #pragma unroll
           for (int n = 0; n < kTokenTiles; ++n)
 #pragma unroll
-            for (int q = 0; q < kParts; ++q)
-              mma_digits(products[r][n][q], a[0], now.x[h][n][q].x, now.x[h][n][q].y);
-#pragma unroll
-          for (int n = 0; n < kTokenTiles; ++n)
-#pragma unroll
-            for (int q = 0; q < kParts; ++q)
-              mma_digits(products[r][n][q], a[1], now.x[h][n][q].z, now.x[h][n][q].w);
+            for (int k = 0; k < 4; ++k)
+              products[r][n][kParts - 1][k] =
+                  zero[k / 2] * static_cast<int>(k % 2 == 0 ? now.columns[n].x : now.columns[n].z);
         }
-        if constexpr (!kAhead)
-          if (set == kSets - 1) source.read_half(now, h, more);
-      }
 #pragma unroll
-      for (int r = 0; r < kRows; ++r)
+        for (int h = 0; h < 2; ++h) {
 #pragma unroll
-        for (int n = 0; n < kTokenTiles; ++n) {
-          const float unit[2] = {__uint_as_float(now.columns[n].y),
-                                 __uint_as_float(now.columns[n].w)};
+          for (int r = 0; r < kRows; ++r) {
+            const uint4 w = *reinterpret_cast<const uint4*>(stage + r * 1024 + h * 512 + lane * 16);
+            uint32_t a[2][4];
+            operand_of(w.x, w.y, a[0]);
+            operand_of(w.z, w.w, a[1]);
 #pragma unroll
-          for (int k = 0; k < 4; ++k) {
-            int product = products[r][n][0][k];
-            if constexpr (kParts > 1) product = product * 256 + products[r][n][1][k];
-            sums.c[set * kRows + r][n][k] +=
-                static_cast<float>(product) * (scale_float[r][k / 2] * unit[k % 2]);
+            for (int n = 0; n < kTokenTiles; ++n)
+#pragma unroll
+              for (int q = 0; q < kParts; ++q)
+                mma_digits(products[r][n][q], a[0], now.x[h][n][q].x, now.x[h][n][q].y);
+#pragma unroll
+            for (int n = 0; n < kTokenTiles; ++n)
+#pragma unroll
+              for (int q = 0; q < kParts; ++q)
+                mma_digits(products[r][n][q], a[1], now.x[h][n][q].z, now.x[h][n][q].w);
           }
+          if constexpr (!kAhead)
+            if (set == kSets - 1) source.read_half(now, h, more);
         }
+#pragma unroll
+        for (int r = 0; r < kRows; ++r)
+#pragma unroll
+          for (int n = 0; n < kTokenTiles; ++n) {
+            const float unit[2] = {__uint_as_float(now.columns[n].y),
+                                   __uint_as_float(now.columns[n].w)};
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+              int product = products[r][n][0][k];
+              if constexpr (kParts > 1) product = product * 256 + products[r][n][1][k];
+              sums.c[set * kRows + r][n][k] +=
+                  static_cast<float>(product) * (scale_float[r][k / 2] * unit[k % 2]);
+            }
+          }
+      }
       used = stage;
       stage += Shape::kStage;
       if (stage == ring + Shape::kRing) stage = ring;
@@ -373,9 +450,18 @@ void launch_shape(const SkinnyArgs* parts, int count, const FixedRows& rows,
 // first-level cache. Where there are few row tiles, clusters of blocks spread them.
 constexpr int kFewRowTiles = 500;
 
+// With several scales for 128 inputs of a row.
+template <class T, int kTokens, int kScales, class Run>
+void launch_small_groups(bool wide, bool few, bool clusters, Run run) {
+  if (wide) return run(FixedShape<kTokens, 2, 3, 3, 3, 4, 1, kScales>{});
+  if (clusters && few) return run(FixedShape<kTokens, 2, 2, 4, 3, 4, 4, kScales>{});
+  if (clusters) return run(FixedShape<kTokens, 2, 2, 4, 3, 4, 2, kScales>{});
+  run(FixedShape<kTokens, 2, 1, 4, 2, 8, 1, kScales>{});
+}
+
 template <class T>
-void launch(const SkinnyArgs* parts, int count, const FixedRows& rows, const Workspace& workspace,
-            cudaStream_t stream) {
+void launch(const SkinnyArgs* parts, int count, int scales, const FixedRows& rows,
+            const Workspace& workspace, cudaStream_t stream) {
   int row_tiles = 0;
   int smallest = INT_MAX;
   for (int i = 0; i < count; ++i) {
@@ -391,6 +477,16 @@ void launch(const SkinnyArgs* parts, int count, const FixedRows& rows, const Wor
   const bool few = row_tiles < kFewRowTiles;
   const bool wide = !few && smallest >= 6 && filled(6) + 0.05f >= filled(3);
   const bool clusters = workspace.compute_capability >= 90 && smallest >= 4;
+  if (scales > 1) {
+    const auto small = [&](auto tokens, auto count_of_scales) {
+      launch_small_groups<T, tokens(), count_of_scales()>(wide, few, clusters, run);
+    };
+    using Two = std::integral_constant<int, 2>;
+    using Four = std::integral_constant<int, 4>;
+    using Eight = std::integral_constant<int, 8>;
+    if (rows.num_tokens <= 4) return scales == 2 ? small(Four{}, Two{}) : small(Four{}, Four{});
+    return scales == 2 ? small(Eight{}, Two{}) : small(Eight{}, Four{});
+  }
   if (rows.num_tokens <= 4) {
     if (wide) return run(FixedShape<4, 2, 3, 3, 3, 4>{});
     if (few && clusters) return run(FixedShape<4, 3, 1, 3, 4, 4, 4>{});
@@ -412,20 +508,23 @@ void launch(const SkinnyArgs* parts, int count, const FixedRows& rows, const Wor
 
 }  // namespace
 
-FixedRows fixed_rows_of(int64_t num_tokens, int64_t in_features, const Workspace& workspace,
-                        FixedArea area) {
+FixedRows fixed_rows_of(int64_t num_tokens, int64_t in_features, bool with_parts,
+                        const Workspace& workspace, FixedArea area) {
   FixedRows rows;
   if (workspace.compute_capability < 80 || num_tokens < 1 || num_tokens > kFixedTokens ||
       in_features % kFixedGroup != 0)
     return rows;
+  const auto groups = static_cast<size_t>(in_features / kFixedGroup);
   const auto digits = static_cast<size_t>(num_tokens * in_features) * 2;
-  const size_t columns = static_cast<size_t>(in_features / kFixedGroup) *
-                         static_cast<size_t>(fixed_columns(num_tokens)) * 8;
+  const size_t columns = groups * static_cast<size_t>(fixed_columns(num_tokens)) * 8;
+  with_parts = with_parts && num_tokens <= kFixedPartTokens;
+  const size_t parts = with_parts ? groups * 32 * sizeof(int32_t) : 0;
   const size_t room = workspace.fixed_rows_size / 512 * 256;
-  if (digits + columns > room) return rows;
+  if (digits + columns + parts > room) return rows;
   rows.digits = static_cast<int8_t*>(workspace.fixed_rows);
   if (area == FixedArea::kProduct) rows.digits += room;
   rows.columns = rows.digits + digits;
+  if (with_parts) rows.parts = reinterpret_cast<int32_t*>(rows.digits + digits + columns);
   rows.num_tokens = static_cast<int>(num_tokens);
   rows.in_features = in_features;
   return rows;
@@ -444,20 +543,29 @@ void launch_fix_rows(const void* x, Scalar type, const FixedRows& to, const Work
   run(Half{});
 }
 
-bool launch_linear_fixed(Scalar type, const SkinnyArgs* parts, int count, const FixedRows& ready,
-                         const Workspace& workspace, cudaStream_t stream) {
+bool launch_linear_fixed(Scalar type, Kind kind, const SkinnyArgs* parts, int count,
+                         const FixedRows& ready, const Workspace& workspace, cudaStream_t stream) {
+  const auto scales_of = [&](const SkinnyArgs& part) {  // of 128 inputs; 0: not served
+    if (kind == Kind::kW4Group32) return 4;
+    return part.group_shift == 0 ? 2 : part.group_shift > 0 ? 1 : 0;
+  };
+  const int scales = scales_of(parts[0]);
   for (int i = 0; i < count; ++i)
-    if (parts[i].group_shift < 1 || parts[i].units_per_row % 2 != 0) return false;
+    if (scales_of(parts[i]) != scales || scales == 0 || parts[i].units_per_row % 2 != 0)
+      return false;
+  const bool needs_parts = scales > 1;
+  if (needs_parts && parts[0].num_tokens > kFixedPartTokens) return false;
   FixedRows rows = ready;
-  if (rows.digits == nullptr) {
-    rows = fixed_rows_of(parts[0].num_tokens, parts[0].in_features, workspace, FixedArea::kProduct);
+  if (rows.digits == nullptr || (needs_parts && rows.parts == nullptr)) {
+    rows = fixed_rows_of(parts[0].num_tokens, parts[0].in_features, needs_parts, workspace,
+                         FixedArea::kProduct);
     if (rows.digits == nullptr) return false;
     launch_fix_rows(parts[0].x, type, rows, workspace, stream);
   }
   if (type == Scalar::kBF16) {
-    launch<BFloat>(parts, count, rows, workspace, stream);
+    launch<BFloat>(parts, count, scales, rows, workspace, stream);
   } else {
-    launch<Half>(parts, count, rows, workspace, stream);
+    launch<Half>(parts, count, scales, rows, workspace, stream);
   }
   return true;
 }

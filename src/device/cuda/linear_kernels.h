@@ -127,10 +127,11 @@ bool launch_linear_tiles(Scalar type, Kind kind, const SkinnyArgs* parts, int co
 void launch_grouped(Scalar type, Kind kind, const SkinnyArgs* parts, int count,
                     const ExpertArgs& experts, const ExpertPlan& plan, cudaStream_t stream);
 
-// linear_fixed.cu: up to kFixedTokens tokens times packed weights in groups of 128 or more; several
-// products of one x in one launch. `ready`: x in that form, or without digits, which are then made.
-// False if the weights or the workspace do not allow it.
-bool launch_linear_fixed(Scalar type, const SkinnyArgs* parts, int count, const FixedRows& ready,
-                         const Workspace& workspace, cudaStream_t stream);
+// linear_fixed.cu: up to kFixedTokens tokens times packed weights in groups of 128 or more, up to
+// kFixedPartTokens times ones in groups of 32 or 64; several products of one x in one launch.
+// `ready`: x in that form, or without digits (or parts, where they are needed), which are then
+// made. False if the weights or the workspace do not allow it.
+bool launch_linear_fixed(Scalar type, Kind kind, const SkinnyArgs* parts, int count,
+                         const FixedRows& ready, const Workspace& workspace, cudaStream_t stream);
 
 }  // namespace nibble::cuda
