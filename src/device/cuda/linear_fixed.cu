@@ -13,7 +13,6 @@
 // row tiles pass through the ring in sets of `kRows`, while its activations stay in registers.
 #include <algorithm>
 #include <climits>
-#include <type_traits>
 
 #include "device/cuda/cluster.cuh"
 #include "device/cuda/fixed_rows.cuh"
@@ -451,7 +450,7 @@ void launch_shape(const SkinnyArgs* parts, int count, const FixedRows& rows,
 constexpr int kFewRowTiles = 500;
 
 // With several scales for 128 inputs of a row.
-template <class T, int kTokens, int kScales, class Run>
+template <int kTokens, int kScales, class Run>
 void launch_small_groups(bool wide, bool few, bool clusters, Run run) {
   if (wide) return run(FixedShape<kTokens, 2, 3, 3, 3, 4, 1, kScales>{});
   if (clusters && few) return run(FixedShape<kTokens, 2, 2, 4, 3, 4, 4, kScales>{});
@@ -478,14 +477,12 @@ void launch(const SkinnyArgs* parts, int count, int scales, const FixedRows& row
   const bool wide = !few && smallest >= 6 && filled(6) + 0.05f >= filled(3);
   const bool clusters = workspace.compute_capability >= 90 && smallest >= 4;
   if (scales > 1) {
-    const auto small = [&](auto tokens, auto count_of_scales) {
-      launch_small_groups<T, tokens(), count_of_scales()>(wide, few, clusters, run);
-    };
-    using Two = std::integral_constant<int, 2>;
-    using Four = std::integral_constant<int, 4>;
-    using Eight = std::integral_constant<int, 8>;
-    if (rows.num_tokens <= 4) return scales == 2 ? small(Four{}, Two{}) : small(Four{}, Four{});
-    return scales == 2 ? small(Eight{}, Two{}) : small(Eight{}, Four{});
+    const bool four = rows.num_tokens <= 4;
+    if (scales == 2)
+      return four ? launch_small_groups<4, 2>(wide, few, clusters, run)
+                  : launch_small_groups<8, 2>(wide, few, clusters, run);
+    return four ? launch_small_groups<4, 4>(wide, few, clusters, run)
+                : launch_small_groups<8, 4>(wide, few, clusters, run);
   }
   if (rows.num_tokens <= 4) {
     if (wide) return run(FixedShape<4, 2, 3, 3, 3, 4>{});
