@@ -282,10 +282,7 @@ Result<std::string> ModelDir::chat_template() const {
     if (config.contains("chat_template") && config["chat_template"].is_string())
       return config["chat_template"].get<std::string>();
   }
-  return make_error(ErrorCode::kNotFound,
-                    "{}: no chat template: neither chat_template.jinja nor a chat_template in "
-                    "tokenizer_config.json; chat needs one, completions do not",
-                    path_.string());
+  return std::string();
 }
 
 }  // namespace nibble

@@ -213,24 +213,35 @@ void print_welcome(const std::string& url, const ApiOptions& api, const ServedMo
   const int64_t num_tokens = int64_t{cache.num_blocks} * cache.block_size;
   const std::string kv_tokens = num_tokens > 0 ? std::to_string(num_tokens) : "of no";
   const std::string key = !api.needs_key ? "" : " -H \"Authorization: Bearer $KEY\"";
+  struct Example {
+    const char *route, *body, *call, *argument, *answer;
+  };
+  const Example chat = {
+      "chat/completions", R"({"messages": [{"role": "user", "content": "Hello"}]})",
+      "chat.completions", R"(messages=[{"role": "user", "content": "Hello"}])", "message.content"};
+  const Example text = {"completions", R"({"prompt": "Hello", "max_tokens": 16})", "completions",
+                        R"(prompt="Hello", max_tokens=16)", "text"};
+  const Example& example = model.chat_template ? chat : text;
   std::fprintf(stderr,
                "\n"
                "  %s  serves %s\n"
                "  context %d tokens; KV cache %s tokens; tool calls: %s; reasoning: %s\n"
                "\n"
-               "  curl %s/v1/chat/completions%s -H 'Content-Type: application/json' \\\n"
-               "    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}'\n"
+               "  curl %s/v1/%s%s -H 'Content-Type: application/json' \\\n"
+               "    -d '%s'\n"
                "\n"
                "  from openai import OpenAI\n"
                "  client = OpenAI(base_url=\"%s/v1\", api_key=\"%s\")\n"
-               "  reply = client.chat.completions.create(\n"
-               "      model=\"%s\", messages=[{\"role\": \"user\", \"content\": \"Hello\"}])\n"
-               "  print(reply.choices[0].message.content)\n"
+               "  reply = client.%s.create(\n"
+               "      model=\"%s\", %s)\n"
+               "  print(reply.choices[0].%s)\n"
                "\n",
                url.c_str(), name.c_str(), model.engine->max_model_len(), kv_tokens.c_str(),
                api.tool_parser.empty() ? "off" : api.tool_parser.c_str(),
                api.reasoning_parser.empty() ? "off" : api.reasoning_parser.c_str(), url.c_str(),
-               key.c_str(), url.c_str(), api.needs_key ? "KEY" : "none", name.c_str());
+               example.route, key.c_str(), example.body, url.c_str(),
+               api.needs_key ? "KEY" : "none", example.call, name.c_str(), example.argument,
+               example.answer);
 }
 
 Result<int> serve_model(ServeOptions& options, const OptionSet::Outcome& outcome) {

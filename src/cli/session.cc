@@ -4,13 +4,20 @@
 #include <algorithm>
 #include <chrono>
 
+#include "base/format.h"
 #include "server/prompt_builder.h"
 #include "server/reply_stream.h"
 
 namespace nibble::cli {
 
 Result<std::unique_ptr<Session>> Session::open(const std::string& model, EngineOptions options) {
-  NB_TRY(std::unique_ptr<ServedModel> served, ServedModel::open(model, options));
+  NB_TRY(std::unique_ptr<ServedModel> served, ServedModel::read(model));
+  if (!served->chat_template)
+    return make_error(ErrorCode::kInvalidArgument,
+                      "{}: without a chat template it does not chat; nibble serve completes text "
+                      "with it",
+                      model);
+  NB_TRY(served->engine, Engine::start(served->dir, options));
   return std::unique_ptr<Session>(new Session(std::move(served)));
 }
 

@@ -12,21 +12,34 @@ namespace {
 
 constexpr size_t kMaxFileBytes = size_t{1} << 30;
 
+// What blank lines part, whichever ends lines have.
+std::vector<Json> paragraphs(std::string_view text) {
+  std::vector<Json> out;
+  std::string paragraph;
+  while (!text.empty()) {
+    const size_t end = std::min(text.find('\n'), text.size());
+    std::string_view line = text.substr(0, end);
+    text.remove_prefix(std::min(end + 1, text.size()));
+    if (line.ends_with('\r')) line.remove_suffix(1);
+    if (line.find_first_not_of(" \t") != std::string_view::npos) {
+      if (!paragraph.empty()) paragraph += '\n';
+      paragraph += line;
+    } else if (!paragraph.empty()) {
+      out.emplace_back(std::move(paragraph));
+      paragraph.clear();
+    }
+  }
+  if (!paragraph.empty()) out.emplace_back(std::move(paragraph));
+  return out;
+}
+
 // Records in file order: objects, or strings for plain text.
 Result<std::vector<Json>> read_records(const fs::path& path) {
   NB_TRY(const std::string text, read_file(path, kMaxFileBytes));
   const std::string what = path.filename().string();
   const JsonLimits limits{.max_bytes = kMaxFileBytes, .allow_duplicate_keys = true};
   std::vector<Json> records;
-  if (path.extension() == ".txt") {
-    size_t begin = 0;
-    while (begin < text.size()) {
-      const size_t end = std::min(text.find("\n\n", begin), text.size());
-      if (end > begin) records.emplace_back(text.substr(begin, end - begin));
-      begin = end + 2;
-    }
-    return records;
-  }
+  if (path.extension() == ".txt") return paragraphs(text);
   const size_t first = text.find_first_not_of(" \t\r\n");
   if (first != std::string::npos && text[first] == '[') {
     NB_TRY(Json list, parse_json(text, what, limits));
@@ -144,6 +157,7 @@ Result<CalibrationSet> load_conversations(const ModelDir& dir, const fs::path& p
   NB_TRY(const std::string tokenizer_text, dir.side_file("tokenizer.json"));
   NB_TRY(const Tokenizer tokenizer, Tokenizer::load(tokenizer_text, "", "tokenizer.json"));
   NB_TRY(const std::string template_text, dir.chat_template());
+  if (template_text.empty()) return load_calibration_set(path, tokenizer, nullptr, options);
   NB_TRY(const ChatTemplate chat_template,
          ChatTemplate::parse(template_text, "chat_template.jinja"));
   return load_calibration_set(path, tokenizer, &chat_template, options);

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "base/format.h"
+#include "base/log.h"
 #include "server/constraint.h"
 
 namespace nibble {
@@ -35,6 +37,10 @@ bool contains(std::string_view text, std::string_view part) {
 Result<std::unique_ptr<ServedModel>> ServedModel::read(const std::string& path,
                                                        const std::string& template_text) {
   NB_TRY(ModelDir dir, ModelDir::open(path));
+  if (std::error_code error; !fs::exists(dir.path() / "tokenizer.json", error))
+    return make_error(ErrorCode::kNotFound,
+                      "{}: no tokenizer.json; copy it from the model that this one was made from",
+                      path);
   NB_TRY(const std::string tokenizer_json, dir.side_file("tokenizer.json"));
   const Result<std::string> config = dir.side_file("tokenizer_config.json");
   NB_TRY(
@@ -44,7 +50,15 @@ Result<std::unique_ptr<ServedModel>> ServedModel::read(const std::string& path,
   if (text.empty()) {
     NB_TRY(text, dir.chat_template());
   }
-  NB_TRY(ChatTemplate chat_template, ChatTemplate::parse(text, "chat_template.jinja"));
+  std::optional<ChatTemplate> chat_template;
+  if (text.empty()) {
+    log_warning(
+        "{}: no chat template, neither chat_template.jinja nor in tokenizer_config.json: it "
+        "completes text, and does not chat",
+        path);
+  } else {
+    NB_TRY(chat_template, ChatTemplate::parse(text, "chat_template.jinja"));
+  }
   std::vector<int32_t> stop_token_ids = find_stop_tokens(dir, tokenizer);
   auto model = std::unique_ptr<ServedModel>(new ServedModel{
       .dir = std::move(dir),

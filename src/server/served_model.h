@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,7 +20,7 @@ class GrammarCache;  // server/constraint.h
 struct ServedModel {
   ModelDir dir;
   Tokenizer tokenizer;
-  ChatTemplate chat_template;
+  std::optional<ChatTemplate> chat_template;  // none: it completes text, and does not chat
   bool template_takes_parts = false;         // it iterates over a message's content
   std::string reasoning_parser = {};         // that fits the template; "" for none
   std::string tool_parser = {};              // that fits the template; "" for none
@@ -27,7 +28,8 @@ struct ServedModel {
   std::shared_ptr<GrammarCache> grammars = nullptr;
   std::unique_ptr<Engine> engine = nullptr;  // last: it reads weights that `dir` maps
 
-  // `template_text` overrides the checkpoint's chat template. Does not start the engine.
+  // `template_text` overrides the checkpoint's chat template, and stands in for a missing one. Does
+  // not start the engine.
   static Result<std::unique_ptr<ServedModel>> read(const std::string& path,
                                                    const std::string& template_text = {});
   // read() and Engine::start().

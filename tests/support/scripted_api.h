@@ -93,8 +93,8 @@ struct RecordedReply final : HttpReply {
 
 class ScriptedApi : public testing::Test {
  protected:
-  ScriptedApi()
-      : model_(ServedModel::read(test::bundled_model("nibble-demo-14m").string()).value()) {
+  explicit ScriptedApi(const std::string& model = test::bundled_model("nibble-demo-14m").string())
+      : model_(ServedModel::read(model).value()) {
     auto engine = std::make_unique<ScriptedEngine>();
     engine_ = engine.get();
     model_->engine = std::move(engine);
