@@ -493,8 +493,9 @@ Result<OptionSet::Outcome> OptionSet::parse(std::span<const std::string> argumen
     }
     if (!path.empty()) return state.error(given + ": has no members");
     if (repeated)
-      outcome.warnings.push_back(
-          format("--{} is given more than once; the last value, {}, counts", option->name, *value));
+      outcome.warnings.push_back(format("--{} is given more than once; the last value{} counts",
+                                        option->name,
+                                        option->secret ? "" : format(", {},", *value)));
     values.texts = {*value};
   }
 

@@ -49,6 +49,7 @@ struct BenchServeFlags {
     v.option("endpoint", &endpoint, "route that streams chat completions");
     v.option("model", &model, "model named in requests; none: the server's");
     v.option("api-key", &api_key, "key of the server (also OPENAI_API_KEY)");
+    v.secret("api-key");
     v.option("num-prompts", &num_prompts, "requests to send");
     v.option("max-concurrency", &max_concurrency, "requests at once; 0: all, up to 1024");
     v.option("request-rate", &request_rate,

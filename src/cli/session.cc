@@ -14,8 +14,9 @@ Result<std::unique_ptr<Session>> Session::open(const std::string& model, EngineO
   NB_TRY(std::unique_ptr<ServedModel> served, ServedModel::read(model));
   if (!served->chat_template)
     return make_error(ErrorCode::kInvalidArgument,
-                      "{}: without a chat template it does not chat; nibble serve completes text "
-                      "with it",
+                      "{}: neither chat_template.jinja nor a chat_template in "
+                      "tokenizer_config.json: it does not chat; nibble serve completes text with "
+                      "it",
                       model);
   NB_TRY(served->engine, Engine::start(served->dir, options));
   return std::unique_ptr<Session>(new Session(std::move(served)));

@@ -11,9 +11,8 @@
 //   columns [in / 128, 8, or 16 for more than 8 tokens] {int32 minus the sum of the 128, f32 unit}
 //     up to 4 tokens: column t the high digits of token t, unit 256 times, column 4 + t the low
 //     ones; more: column t both digits of token t.
-//   parts   [in / 128, 4 pairs of columns, 4, 2] int32, for weights in groups of 32 or 64 and up to
-//   8
-//     tokens: minus the sums of each 32 inputs
+//   parts   [in / 128, 4 pairs of columns, 4, 2] int32: minus the sums of each 32 inputs, for
+//     weights in groups of 32 or 64 and up to 8 tokens
 #pragma once
 
 #include <cuda_runtime.h>
