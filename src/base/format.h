@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <concepts>
 #include <string>
 #include <utility>
 
@@ -21,5 +22,9 @@ Error make_error(ErrorCode code, fmt::format_string<Args...> text, Args&&... arg
 
 // 12.3 MiB, 4.0 GiB: for people; machines get plain byte counts.
 std::string format_bytes(double bytes);
+template <std::integral T>
+std::string format_bytes(T bytes) {
+  return format_bytes(static_cast<double>(bytes));
+}
 
 }  // namespace nibble

@@ -52,26 +52,6 @@ std::string flag_text(const Declared& declared) {
   return text;
 }
 
-// Breaks `text` at spaces into lines of at most `width`, all but the first indented.
-std::string wrapped(std::string_view text, size_t width, size_t indent) {
-  std::string out;
-  size_t column = 0;
-  while (!text.empty()) {
-    const size_t space = std::min(text.find(' '), text.size());
-    if (column > 0 && column + 1 + space > width) {
-      out += "\n" + std::string(indent, ' ');
-      column = 0;
-    } else if (column > 0) {
-      out += ' ';
-      ++column;
-    }
-    out += text.substr(0, space);
-    column += space;
-    text.remove_prefix(std::min(space + 1, text.size()));
-  }
-  return out;
-}
-
 std::string dashed(std::string_view name) {
   std::string out(name);
   std::ranges::replace(out, '_', '-');
@@ -137,7 +117,6 @@ struct OptionSet::State {
   std::string group;
   std::string config_name;
   std::string environment_prefix;
-  bool needs_positionals = true;
   std::deque<Declared> declared;  // stable addresses
 
   Declared& declare(std::string_view name, std::string value_name, std::string default_text,
@@ -415,6 +394,11 @@ void OptionSet::secret(std::string_view name) {
 }
 
 Result<OptionSet::Outcome> OptionSet::parse(std::span<const std::string> arguments) {
+  return parse(arguments, /*needs_positionals=*/true);
+}
+
+Result<OptionSet::Outcome> OptionSet::parse(std::span<const std::string> arguments,
+                                            bool needs_positionals) {
   State& state = *state_;
   Outcome outcome;
   std::map<Declared*, Values> line;
@@ -511,7 +495,7 @@ Result<OptionSet::Outcome> OptionSet::parse(std::span<const std::string> argumen
   for (Declared& option : state.declared) {
     if (option.positional && next < words.size()) {
       chosen[&option] = {{words[next++]}, "command line"};
-    } else if (option.positional && option.required && state.needs_positionals) {
+    } else if (option.positional && option.required && needs_positionals) {
       return state.error(format("{} is missing: {}", option.name, option.help));
     }
     const auto it = chosen.find(&option);
@@ -530,9 +514,8 @@ Result<OptionSet::Outcome> OptionSet::parse(std::span<const std::string> argumen
 }
 
 Result<OptionSet::Settings> OptionSet::settings(std::span<const std::string> arguments) {
-  state_->needs_positionals = false;
   Settings settings;
-  NB_TRY(settings.outcome, parse(arguments));
+  NB_TRY(settings.outcome, parse(arguments, /*needs_positionals=*/false));
   auto given = settings.outcome.given.begin();  // in the same order
   for (const Declared& option : state_->declared) {
     if (option.form == Form::kIgnored) continue;

@@ -110,6 +110,8 @@ class OptionSet {
   std::vector<Flag> flags() const;
 
  private:
+  Result<Outcome> parse(std::span<const std::string> arguments, bool needs_positionals);
+
   struct State;
   std::unique_ptr<State> state_;
 };

@@ -274,6 +274,14 @@ Result<std::string> ModelDir::side_file(std::string_view file_name) const {
   return text;
 }
 
+Result<std::string> ModelDir::tokenizer_json() const {
+  std::error_code error;
+  if (fs::exists(path_ / "tokenizer.json", error)) return side_file("tokenizer.json");
+  return make_error(ErrorCode::kNotFound,
+                    "{}: no tokenizer.json; copy it from the model that this one was made from",
+                    path_.string());
+}
+
 Result<std::string> ModelDir::chat_template() const {
   std::error_code error;
   if (fs::exists(path_ / "chat_template.jinja", error)) return side_file("chat_template.jinja");

@@ -45,8 +45,10 @@ class ModelDir {
   // Lets the pages of a tensor's map go (quantization of models larger than memory).
   void release(std::string_view name) const;
 
-  // tokenizer.json and such: whole text, or kNotFound.
+  // generation_config.json and such: whole text, or kNotFound.
   Result<std::string> side_file(std::string_view file_name) const;
+  // kNotFound says where to get one.
+  Result<std::string> tokenizer_json() const;
   // chat_template.jinja, or the chat_template key of tokenizer_config.json; "" if there is neither,
   // as in base models.
   Result<std::string> chat_template() const;

@@ -125,8 +125,7 @@ Status check_free_space(const fs::path& directory, size_t expected_bytes) {
   const double free_bytes = static_cast<double>(info.f_bavail) * static_cast<double>(info.f_frsize);
   if (free_bytes < static_cast<double>(expected_bytes))
     return make_error(ErrorCode::kIo, "{}: {} are free, the checkpoint needs {}; make room first",
-                      directory.string(), format_bytes(free_bytes),
-                      format_bytes(static_cast<double>(expected_bytes)));
+                      directory.string(), format_bytes(free_bytes), format_bytes(expected_bytes));
   return {};
 }
 

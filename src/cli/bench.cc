@@ -95,7 +95,7 @@ std::string BenchModel::heading(const BenchModelFlags& flags) const {
       "{}: {} layers, weights {}, activations {}, ready in {:.1f} s\n",
       device->description(), rates.read_bytes_per_second / 1e9,
       rates.matrix_flops_per_second / 1e12, dir ? flags.model : "like " + flags.like,
-      model->spec().layers.size(), format_bytes(static_cast<double>(model->weight_bytes().total())),
+      model->spec().layers.size(), format_bytes(model->weight_bytes().total()),
       dtype_name(model->activation_dtype()), load_seconds);
 }
 

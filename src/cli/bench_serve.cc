@@ -49,6 +49,7 @@ struct BenchServeFlags {
     v.option("endpoint", &endpoint, "route that streams chat completions");
     v.option("model", &model, "model named in requests; none: the server's");
     v.option("api-key", &api_key, "key of the server (also OPENAI_API_KEY)");
+    v.environment("api-key", "OPENAI_API_KEY");
     v.secret("api-key");
     v.option("num-prompts", &num_prompts, "requests to send");
     v.option("max-concurrency", &max_concurrency, "requests at once; 0: all, up to 1024");
@@ -123,10 +124,10 @@ class EventReader {
 
 class Load {
  public:
-  Load(const BenchServeFlags& flags, HttpUrl url) : flags_(flags), url_(std::move(url)) {
-    headers_ = "Content-Type: application/json\r\n";
-    if (!flags.api_key.empty()) headers_ += "Authorization: Bearer " + flags.api_key + "\r\n";
-  }
+  Load(const BenchServeFlags& flags, HttpUrl url, const std::string& key_header)
+      : flags_(flags),
+        url_(std::move(url)),
+        headers_("Content-Type: application/json\r\n" + key_header) {}
 
   std::vector<LoadSample> run(double* duration_s) {
     int num_threads = flags_.max_concurrency > 0 ? flags_.max_concurrency : flags_.num_prompts;
@@ -251,9 +252,7 @@ class Load {
   std::vector<LoadSample> samples_;
 };
 
-Result<int> run_bench_serve(BenchServeFlags& flags) {
-  if (const char* key = std::getenv("OPENAI_API_KEY"); key && flags.api_key.empty())
-    flags.api_key = key;
+Result<int> run_bench_serve(const BenchServeFlags& flags) {
   HttpUrl url{flags.host, flags.port, ""};
   if (!flags.base_url.empty()) {
     NB_TRY(url, parse_http_url(flags.base_url));
@@ -263,8 +262,9 @@ Result<int> run_bench_serve(BenchServeFlags& flags) {
         ErrorCode::kInvalidArgument,
         "--num-prompts, --random-input-len and --random-output-len: must be 1 or more");
   NB_TRY(const LoadGoals goals, parse_goals(flags.goodput));
+  NB_TRY(const std::string key_header, bearer_header(flags.api_key));
   double duration_s = 0;
-  const std::vector<LoadSample> samples = Load(flags, url).run(&duration_s);
+  const std::vector<LoadSample> samples = Load(flags, url, key_header).run(&duration_s);
   Json report = load_report(samples, duration_s, goals);
   report["num_prompts"] = samples.size();
   report["max_concurrency"] = flags.max_concurrency > 0 ? Json(flags.max_concurrency) : Json();

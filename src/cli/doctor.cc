@@ -1,9 +1,9 @@
 // nibble doctor: what this machine offers, what is wrong with it, what that means, what to do.
 #include <cstdio>
-#include <sstream>
 
 #include "base/format.h"
 #include "base/json.h"
+#include "base/text.h"
 #include "cli/command.h"
 #include "cli/findings.h"
 #include "cli/machine.h"
@@ -26,31 +26,17 @@ struct DoctorFlags {
   }
 };
 
-std::string size_of(size_t bytes) {
-  return format_bytes(static_cast<double>(bytes));
-}
-
-// Words at column kIndent, as many a line as fit; `head` before the first.
-void print_line(std::string_view head, const std::string& text) {
-  std::string line = format("{:<{}}", head, kIndent);
-  size_t used = kIndent;  // of a line without words
-  std::istringstream words(text);
-  for (std::string word; words >> word;) {
-    if (line.size() > used && line.size() + 1 + word.size() > kWidth) {
-      std::printf("%s\n", line.c_str());
-      line.assign(kIndent, ' ');
-      used = line.size();
-    }
-    line += line.size() > used ? " " + word : word;
-  }
-  std::printf("%s\n", line.c_str());
+// `text` at column kIndent; `head` before its first line.
+void print_line(std::string_view head, std::string_view text) {
+  std::printf("%s%s\n", format("{:<{}}", head, kIndent).c_str(),
+              wrapped(text, kWidth - kIndent, kIndent).c_str());
 }
 
 std::string describe(const GpuFacts& gpu) {
   std::string text = gpu.name;
   if (gpu.memory_total > 0)
-    text += format(", {}, {} free", size_of(gpu.memory_total),
-                   size_of(gpu.memory_total - std::min(gpu.memory_total, gpu.memory_used)));
+    text +=
+        format(", {}, {} free", format_bytes(gpu.memory_total), format_bytes(gpu.memory_free()));
   if (gpu.capability > 0)
     text += format(", compute capability {}.{}", gpu.capability / 10, gpu.capability % 10);
   if (gpu.pcie_lanes > 0) text += format(", PCIe {} x{}", gpu.pcie_generation, gpu.pcie_lanes);
@@ -70,8 +56,8 @@ std::string describe_cpu(const Machine& machine) {
 
 void print(const Machine& machine, const std::vector<Finding>& findings) {
   print_line("CPU", describe_cpu(machine));
-  print_line("memory", format("{}, {} free", size_of(machine.limits.memory.total),
-                              size_of(machine.limits.memory.free)));
+  print_line("memory", format("{}, {} free", format_bytes(machine.limits.memory.total),
+                              format_bytes(machine.limits.memory.free)));
   const GpuInventory& nvidia = machine.nvidia;
   if (nvidia.gpus.empty()) print_line("GPU", "none that can be used: nibble computes on the CPU");
   for (size_t i = 0; i < nvidia.gpus.size(); ++i)

@@ -16,7 +16,7 @@ constexpr size_t kDriverBytes = kGiB;  // that a driver may hold of a GPU nobody
 // 10^9 bytes a second of a PCIe lane, one direction, by generation from 1.
 constexpr double kLaneRates[] = {0.25, 0.5, 0.985, 1.969, 3.938, 7.563};
 
-const char* kOnCpu = "nibble computes on the CPU";
+constexpr const char* kOnCpu = "nibble computes on the CPU";
 
 void of_driver(const Machine& machine, std::vector<Finding>* out) {
   const GpuInventory& nvidia = machine.nvidia;
@@ -48,14 +48,12 @@ void of_driver(const Machine& machine, std::vector<Finding>* out) {
   }
 }
 
-std::string holders(const Machine& machine, const GpuFacts& gpu) {
+std::string holders(const GpuFacts& gpu) {
   std::string text;
   for (const GpuProcess& process : gpu.processes) {
-    const auto name = machine.process_names.find(process.pid);
     text += format("{}pid {}", text.empty() ? "" : ", ", process.pid);
-    if (name != machine.process_names.end() && !name->second.empty())
-      text += format(" ({})", name->second);
-    if (process.bytes > 0) text += " " + format_bytes(static_cast<double>(process.bytes));
+    if (!process.name.empty()) text += format(" ({})", process.name);
+    if (process.bytes > 0) text += " " + format_bytes(process.bytes);
   }
   return text;
 }
@@ -79,15 +77,13 @@ void of_gpu(const Machine& machine, size_t index, std::vector<Finding>* out) {
     return;
   }
   if (gpu.memory_used > kDriverBytes || !gpu.processes.empty()) {
-    const std::string who = holders(machine, gpu);
-    const size_t free = gpu.memory_total - std::min(gpu.memory_total, gpu.memory_used);
-    out->push_back(
-        {false,
-         format("{}: {} in use{}", name, format_bytes(static_cast<double>(gpu.memory_used)),
-                who.empty() ? "" : " by " + who),
-         format("{} of {} are left for a model", format_bytes(static_cast<double>(free)),
-                format_bytes(static_cast<double>(gpu.memory_total))),
-         who.empty() ? "see nvidia-smi" : "stop it if the model needs the room"});
+    const std::string who = holders(gpu);
+    out->push_back({false,
+                    format("{}: {} in use{}", name, format_bytes(gpu.memory_used),
+                           who.empty() ? "" : " by " + who),
+                    format("{} of {} are left for a model", format_bytes(gpu.memory_free()),
+                           format_bytes(gpu.memory_total)),
+                    who.empty() ? "see nvidia-smi" : "stop it if the model needs the room"});
   }
   if (gpu.pcie_lanes > 0 && gpu.pcie_lanes < gpu.most_pcie_lanes && gpu.pcie_generation >= 1 &&
       gpu.pcie_generation <= 6) {
@@ -126,7 +122,7 @@ void of_host(const Machine& machine, std::vector<Finding>* out) {
   if (machine.limits.memory_is_limit)
     out->push_back({false,
                     format("a container or service allows {} of memory",
-                           format_bytes(static_cast<double>(machine.limits.memory.total))),
+                           format_bytes(machine.limits.memory.total)),
                     "beyond it the kernel ends the process, whatever the machine has",
                     "raise it (docker run --memory, MemoryMax=)"});
   const int connections = HttpFlags{}.max_connections;

@@ -85,9 +85,9 @@ void print(const ModelDir& dir, const Summary& summary) {
   std::printf("  context         %lld tokens\n",
               static_cast<long long>(spec.max_position_embeddings));
   std::printf("  files           %zu, %s of tensors:", dir.shards().size(),
-              format_bytes(static_cast<double>(summary.total_bytes)).c_str());
+              format_bytes(summary.total_bytes).c_str());
   for (const auto& [dtype, bytes] : summary.bytes_by_dtype)
-    std::printf(" %s %s", dtype.c_str(), format_bytes(static_cast<double>(bytes)).c_str());
+    std::printf(" %s %s", dtype.c_str(), format_bytes(bytes).c_str());
   std::printf("\n");
   if (!dir.quantization()) {
     std::printf("  quantized       no\n");
@@ -100,7 +100,7 @@ void print(const ModelDir& dir, const Summary& summary) {
                     ? "per channel"
                     : format("groups of {}", group.format.group_size).c_str(),
                 group.format.symmetric ? "symmetric" : "asymmetric", group.observer.c_str(),
-                format_bytes(static_cast<double>(summary.quantized_bytes)).c_str());
+                format_bytes(summary.quantized_bytes).c_str());
 }
 
 }  // namespace

@@ -72,10 +72,9 @@ Machine look_at_machine(const fs::path& root, int port) {
   machine.has_kernel_module = fs::exists(root / "proc/driver/nvidia/version");
   machine.pci_gpus = nvidia_pci_devices(root);
   machine.nvidia = list_gpus();
-  for (const GpuFacts& gpu : machine.nvidia.gpus)
-    for (const GpuProcess& process : gpu.processes)
-      machine.process_names[process.pid] =
-          first_line(root / "proc" / std::to_string(process.pid) / "comm");
+  for (GpuFacts& gpu : machine.nvidia.gpus)
+    for (GpuProcess& process : gpu.processes)
+      process.name = first_line(root / "proc" / std::to_string(process.pid) / "comm");
   return machine;
 }
 

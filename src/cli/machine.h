@@ -1,7 +1,6 @@
 // What `nibble doctor` looks at. Facts only; what follows from them is in findings.h.
 #pragma once
 
-#include <map>
 #include <string>
 #include <vector>
 
@@ -26,8 +25,7 @@ struct Machine {
   bool built_with_cuda = false;
   bool has_kernel_module = false;     // the NVIDIA driver's
   std::vector<std::string> pci_gpus;  // NVIDIA's: "0000:01:00.0"
-  GpuInventory nvidia;
-  std::map<unsigned, std::string> process_names;  // of those that use a GPU
+  GpuInventory nvidia;                // with the names of its processes
 
   // Of open_gpu(): one of them is not empty where there was one to try.
   std::string gpu;  // "NVIDIA H200, 132 multiprocessors"

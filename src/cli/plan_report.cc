@@ -17,8 +17,7 @@ double gib(size_t bytes) {
 
 // "12.00 GiB", or smaller units below a hundredth of one.
 std::string size_text(size_t bytes) {
-  return bytes >= (size_t{16} << 20) ? format("{:.2f} GiB", gib(bytes))
-                                     : format_bytes(static_cast<double>(bytes));
+  return bytes >= (size_t{16} << 20) ? format("{:.2f} GiB", gib(bytes)) : format_bytes(bytes);
 }
 
 std::string where(const PlanReport& report) {

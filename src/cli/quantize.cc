@@ -127,14 +127,15 @@ void print_estimate(const QuantizeEstimate& estimate, bool json) {
                   .c_str());
     return;
   }
-  const auto bytes = [](size_t n) { return format_bytes(static_cast<double>(n)); };
   std::printf("would quantize %d modules and keep %d in floating point\n", estimate.num_quantized,
               estimate.num_kept);
-  std::printf("  output       %s of tensors, from %s\n", bytes(estimate.output_bytes).c_str(),
-              bytes(estimate.source_bytes).c_str());
-  std::printf("  memory       about %s\n", bytes(estimate.memory_bytes).c_str());
+  std::printf("  output       %s of tensors, from %s\n",
+              format_bytes(estimate.output_bytes).c_str(),
+              format_bytes(estimate.source_bytes).c_str());
+  std::printf("  memory       about %s\n", format_bytes(estimate.memory_bytes).c_str());
   if (estimate.disk_bytes > 0)
-    std::printf("  beside OUT   about %s while it runs\n", bytes(estimate.disk_bytes).c_str());
+    std::printf("  beside OUT   about %s while it runs\n",
+                format_bytes(estimate.disk_bytes).c_str());
   std::printf("  time         about %.0f s (this machine: %.0f GFLOP/s)\n", estimate.seconds,
               estimate.flops_per_second / 1e9);
 }
@@ -264,9 +265,8 @@ int quantize(Arguments arguments) {
   std::printf("wrote %s\n", flags.out.c_str());
   std::printf("  %d modules quantized, %d kept in floating point\n", report->num_quantized,
               report->num_kept);
-  std::printf("  %s -> %s in %.1f s\n",
-              format_bytes(static_cast<double>(report->source_bytes)).c_str(),
-              format_bytes(static_cast<double>(report->output_bytes)).c_str(), report->seconds);
+  std::printf("  %s -> %s in %.1f s\n", format_bytes(report->source_bytes).c_str(),
+              format_bytes(report->output_bytes).c_str(), report->seconds);
   return 0;
 }
 

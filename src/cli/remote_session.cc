@@ -29,20 +29,18 @@ std::string text_of(const Json& object, const char* name) {
 
 }  // namespace
 
-RemoteSession::RemoteSession(const HttpUrl& url, std::string key)
+RemoteSession::RemoteSession(const HttpUrl& url, const std::string& key_header)
     : client_(url.host, url.port, std::chrono::minutes(10)), path_(url.path) {
   while (path_.ends_with('/')) path_.pop_back();
   if (!path_.ends_with("/v1")) path_ += "/v1";
-  headers_ = "Content-Type: application/json\r\n";
-  if (!key.empty()) headers_ += "Authorization: Bearer " + key + "\r\n";
+  headers_ = "Content-Type: application/json\r\n" + key_header;
 }
 
 Result<std::unique_ptr<RemoteSession>> RemoteSession::open(const std::string& url,
                                                            std::string key) {
   NB_TRY(const HttpUrl parsed, parse_http_url(url));
-  if (key.find_first_of("\r\n") != std::string::npos)
-    return make_error(ErrorCode::kInvalidArgument, "the API key holds a line break");
-  auto session = std::unique_ptr<RemoteSession>(new RemoteSession(parsed, std::move(key)));
+  NB_TRY(const std::string key_header, bearer_header(key));
+  auto session = std::unique_ptr<RemoteSession>(new RemoteSession(parsed, key_header));
   NB_TRY(const HttpAnswer answer,
          session->client_.request("GET", session->path_ + "/models", session->headers_, ""));
   if (answer.status != 200) return refused(answer, answer.body);

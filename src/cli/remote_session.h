@@ -26,7 +26,7 @@ class RemoteSession {
   const std::string& model() const { return model_; }
 
  private:
-  RemoteSession(const HttpUrl& url, std::string key);
+  RemoteSession(const HttpUrl& url, const std::string& key_header);
 
   HttpClient client_;
   std::string path_;     // before /chat/completions

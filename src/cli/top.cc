@@ -39,9 +39,8 @@ class Watcher {
  public:
   static Result<std::unique_ptr<Watcher>> open(const TopFlags& flags) {
     NB_TRY(const HttpUrl url, parse_http_url(flags.url));
-    if (flags.api_key.find_first_of("\r\n") != std::string::npos)
-      return make_error(ErrorCode::kInvalidArgument, "the API key holds a line break");
-    return std::unique_ptr<Watcher>(new Watcher(url, flags.api_key));
+    NB_TRY(std::string headers, bearer_header(flags.api_key));
+    return std::unique_ptr<Watcher>(new Watcher(url, std::move(headers)));
   }
 
   Result<TopSample> look() {
@@ -65,10 +64,8 @@ class Watcher {
   }
 
  private:
-  Watcher(const HttpUrl& url, const std::string& key)
-      : client_(url.host, url.port, std::chrono::seconds(5)) {
-    if (!key.empty()) headers_ = "Authorization: Bearer " + key + "\r\n";
-  }
+  Watcher(const HttpUrl& url, std::string headers)
+      : client_(url.host, url.port, std::chrono::seconds(5)), headers_(std::move(headers)) {}
 
   HttpClient client_;
   std::string headers_;

@@ -47,8 +47,7 @@ std::string HostDevice::memory_holders() const {
     std::getline(std::ifstream(entry.path() / "comm"), name);
     const size_t bytes = resident * page;
     if (bytes < (size_t{64} << 20)) continue;  // not worth a word
-    holders.push_back(
-        {bytes, format("{} (pid {}) {}", name, pid, format_bytes(static_cast<double>(bytes)))});
+    holders.push_back({bytes, format("{} (pid {}) {}", name, pid, format_bytes(bytes))});
   }
   std::ranges::sort(holders, [](const Holder& a, const Holder& b) { return a.bytes > b.bytes; });
   std::string text;
@@ -63,7 +62,7 @@ Result<DeviceMemory> HostDevice::allocate(size_t bytes, const char* who) {
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (data == MAP_FAILED)
     return make_error(ErrorCode::kOutOfMemory, "{}: cannot reserve {} of host memory", who,
-                      format_bytes(static_cast<double>(bytes)));
+                      format_bytes(bytes));
   return DeviceMemory(data, bytes, [](void* begin, size_t size) { ::munmap(begin, size); });
 }
 

@@ -73,7 +73,7 @@ struct NvmlLibrary {
     std::vector<GpuProcess> list;
     if (gpu == nullptr || processes(gpu, &count, found) != 0) return list;
     for (unsigned i = 0; i < count; ++i)
-      list.push_back({found[i].pid, found[i].used == kUnknown ? 0 : size_t{found[i].used}});
+      list.push_back({found[i].pid, found[i].used == kUnknown ? 0 : size_t{found[i].used}, ""});
     return list;
   }
   GpuFacts facts_of(void* gpu) const {

@@ -15,6 +15,7 @@ struct NvmlLibrary;
 struct GpuProcess {
   unsigned pid = 0;
   size_t bytes = 0;  // 0: the driver does not tell
+  std::string name;  // "" unless whoever asked has filled it in
 };
 
 // One GPU. Any thread. `pci_bus_id` as cudaDeviceGetPCIBusId() writes it.
@@ -45,6 +46,8 @@ struct GpuFacts {
   int most_pcie_lanes = 0;
   std::optional<bool> persistent;  // the driver stays loaded while nobody uses the GPU
   std::vector<GpuProcess> processes;
+
+  size_t memory_free() const { return memory_total > memory_used ? memory_total - memory_used : 0; }
 };
 
 struct GpuInventory {

@@ -98,20 +98,20 @@ class EngineImpl final : public Engine {
     sampling_.reserve(seqs);
     inbox_.reserve(static_cast<size_t>(options_.max_queue) + 1);
     incoming_.reserve(static_cast<size_t>(options_.max_queue) + 1);
-    const auto text = [](size_t bytes) { return format_bytes(static_cast<double>(bytes)); };
     log_info(
         "memory planned total={} of={} weights={} kv={} states={} snapshots={} activations={} "
         "max_model_len={} kv_tokens={} concurrency={:.2f}",
-        text(plan_.total_bytes()), text(plan_.budget_bytes), text(plan_.weights.total()),
-        text(plan_.kv_bytes), text(plan_.recurrent_bytes + plan_.conv_bytes),
-        text(plan_.snapshot_bytes), text(plan_.activation_bytes), plan_.max_model_len,
-        plan_.kv_tokens(), plan_.concurrency());
+        format_bytes(plan_.total_bytes()), format_bytes(plan_.budget_bytes),
+        format_bytes(plan_.weights.total()), format_bytes(plan_.kv_bytes),
+        format_bytes(plan_.recurrent_bytes + plan_.conv_bytes), format_bytes(plan_.snapshot_bytes),
+        format_bytes(plan_.activation_bytes), plan_.max_model_len, plan_.kv_tokens(),
+        plan_.concurrency());
     log_info("rehearsal passed sequences={} tokens={} context={} whole={}", rehearsal.num_sequences,
              rehearsal.num_tokens, rehearsal.longest_context, rehearsal.whole);
     if (const size_t held = device_->held_by_this_process(); held > 0)
-      log_info("memory held={} planned={} margin={} recorded_steps={}", text(held),
-               text(plan_.total_bytes() - plan_.margin_bytes), text(plan_.margin_bytes),
-               runner_->num_recordings());
+      log_info("memory held={} planned={} margin={} recorded_steps={}", format_bytes(held),
+               format_bytes(plan_.total_bytes() - plan_.margin_bytes),
+               format_bytes(plan_.margin_bytes), runner_->num_recordings());
     log_info("ready device={} {}", device_->name(), phases_.text());
     allocations_at_ready_ = num_allocations();
     thread_ = std::jthread([this](std::stop_token stop) { loop(stop); });
@@ -202,8 +202,8 @@ class EngineImpl final : public Engine {
                       "{}: the plan of {} fits the {} that are free, but the device refuses; a "
                       "limit of this process may be lower (ulimit -v){}; use a smaller "
                       "--max-model-len or --max-num-seqs",
-                      error.message, format_bytes(static_cast<double>(plan_.total_bytes())),
-                      format_bytes(static_cast<double>(now.free_bytes)), held_by(now.holders));
+                      error.message, format_bytes(plan_.total_bytes()),
+                      format_bytes(now.free_bytes), held_by(now.holders));
   }
   // Who else holds memory is looked up only when it matters.
   Result<MemoryPlan> plan_or_explain(MemoryTarget& target) const {
@@ -285,7 +285,7 @@ class EngineImpl final : public Engine {
                         wake_.notify_one();
                       }));
     log_info("cache-dir opened dir={} held={}", options_.cache_dir,
-             format_bytes(static_cast<double>(disk_->stats().num_bytes)));
+             format_bytes(disk_->stats().num_bytes));
     return {};
   }
 

@@ -13,10 +13,6 @@ namespace {
 
 constexpr size_t kMiB = size_t{1} << 20;
 
-std::string bytes_text(size_t bytes) {
-  return format_bytes(static_cast<double>(bytes));
-}
-
 size_t cache_bytes(const ModelSpec& spec, CacheShape shape, DType activation, int num_blocks,
                    int num_slots) {
   shape.num_blocks = num_blocks;
@@ -488,11 +484,11 @@ Result<MemoryPlan> plan_memory(const Model& model, const EngineOptions& options,
       ErrorCode::kOutOfMemory,
       "does not fit by {}: --max-model-len {} needs {} of KV cache for one sequence, beside {} "
       "(weights {}, states {}, activations {}), and {} of {} may be used on {}{}; {}",
-      bytes_text(plan.shortfall_bytes), plan.max_model_len, bytes_text(sequence), bytes_text(fixed),
-      bytes_text(plan.weights.total()), bytes_text(plan.recurrent_bytes + plan.conv_bytes),
-      bytes_text(plan.activation_bytes),
-      bytes_text(options.kv_cache_bytes > 0 ? fixed + options.kv_cache_bytes : plan.budget_bytes),
-      bytes_text(plan.device_bytes), target.name, holders, fix);
+      format_bytes(plan.shortfall_bytes), plan.max_model_len, format_bytes(sequence),
+      format_bytes(fixed), format_bytes(plan.weights.total()),
+      format_bytes(plan.recurrent_bytes + plan.conv_bytes), format_bytes(plan.activation_bytes),
+      format_bytes(options.kv_cache_bytes > 0 ? fixed + options.kv_cache_bytes : plan.budget_bytes),
+      format_bytes(plan.device_bytes), target.name, holders, fix);
 }
 
 }  // namespace nibble

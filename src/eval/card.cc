@@ -114,10 +114,8 @@ std::string memory_ladder(const Quant& quant) {
     Arena counter;
     place_caches(quant.spec, shape, DType::kBF16, counter);
     const size_t caches = counter.used();
-    table += format("| {} | {} | {} | {} |\n", tokens,
-                    format_bytes(static_cast<double>(quant.tensor_bytes)),
-                    format_bytes(static_cast<double>(caches)),
-                    format_bytes(static_cast<double>(quant.tensor_bytes + caches)));
+    table += format("| {} | {} | {} | {} |\n", tokens, format_bytes(quant.tensor_bytes),
+                    format_bytes(caches), format_bytes(quant.tensor_bytes + caches));
     if (tokens < context || tokens == quant.spec.max_position_embeddings) break;
   }
   return table;
@@ -151,7 +149,7 @@ Result<ModelCard> make_model_card(const fs::path& path, const CardOptions& optio
   text += format(
       "# {}\n\n{} quantized by nibble: {} of tensors, from {}. The format is compressed-tensors "
       "pack-quantized, which vLLM and transformers read.\n",
-      name, parent, format_bytes(static_cast<double>(quant.tensor_bytes)),
+      name, parent, format_bytes(quant.tensor_bytes),
       format_bytes(quant.report.value("source_bytes", 0.0)));
   text += "\n## How it was made\n\n" + recipe_table(quant, old ? &*old : nullptr, card.warnings);
   text +=

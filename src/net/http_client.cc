@@ -41,6 +41,12 @@ bool parse_head(std::string_view head, HttpAnswer* answer) {
 
 }  // namespace
 
+Result<std::string> bearer_header(std::string_view key) {
+  if (key.find_first_of("\r\n") != std::string_view::npos)
+    return make_error(ErrorCode::kInvalidArgument, "the API key holds a line break");
+  return key.empty() ? std::string() : format("Authorization: Bearer {}\r\n", key);
+}
+
 Result<HttpUrl> parse_http_url(std::string_view url) {
   const Error bad =
       make_error(ErrorCode::kInvalidArgument, "\"{}\" is not http://HOST[:PORT][/PATH]", url);

@@ -27,6 +27,10 @@ struct HttpUrl {
 // kInvalidArgument: not "http://host[:port][/path]".
 Result<HttpUrl> parse_http_url(std::string_view url);
 
+// The header line that carries an API key, for HttpClient::request(); "" for none.
+// kInvalidArgument: the key holds a line break.
+Result<std::string> bearer_header(std::string_view key);
+
 class HttpClient {
  public:
   HttpClient(std::string host, int port,

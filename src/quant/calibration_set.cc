@@ -154,7 +154,7 @@ Result<CalibrationSet> load_calibration_set(const fs::path& path, const Tokenize
 
 Result<CalibrationSet> load_conversations(const ModelDir& dir, const fs::path& path,
                                           const CalibrationOptions& options) {
-  NB_TRY(const std::string tokenizer_text, dir.side_file("tokenizer.json"));
+  NB_TRY(const std::string tokenizer_text, dir.tokenizer_json());
   NB_TRY(const Tokenizer tokenizer, Tokenizer::load(tokenizer_text, "", "tokenizer.json"));
   NB_TRY(const std::string template_text, dir.chat_template());
   if (template_text.empty()) return load_calibration_set(path, tokenizer, nullptr, options);

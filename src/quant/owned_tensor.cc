@@ -30,7 +30,7 @@ Result<OwnedTensor> OwnedTensor::on_disk(const fs::path& folder, DType dtype, Sh
   if (fd >= 0) ::close(fd);
   if (data == MAP_FAILED)
     return make_error(ErrorCode::kIo, "{}: no room for {} of activations: {}", folder.string(),
-                      format_bytes(static_cast<double>(size)), std::strerror(error));
+                      format_bytes(size), std::strerror(error));
   tensor.mapped_ = {static_cast<std::byte*>(data), [size](std::byte* p) { ::munmap(p, size); }};
   tensor.view_.data = data;
   return tensor;

@@ -81,15 +81,16 @@ Result<Json> normalize_message(const Json& message, size_t index, bool keep_part
 
 Result<std::string> render(const ServedModel& model, const ChatRequest& request,
                            const Json& variables) {
-  if (request.chat_template.empty() && !model.chat_template)
-    return make_error(ErrorCode::kInvalidArgument,
-                      "this model has no chat template: send text to /v1/completions, or serve it "
-                      "with --chat-template FILE");
-  if (request.chat_template.empty()) return model.chat_template->render(variables);
-  // A stranger's template gets less time than the model's own.
-  NB_TRY(const ChatTemplate own,
-         ChatTemplate::parse(request.chat_template, "chat_template", {.max_milliseconds = 1000}));
-  return own.render(variables);
+  if (!request.chat_template.empty()) {
+    // A stranger's template gets less time than the model's own.
+    NB_TRY(const ChatTemplate own,
+           ChatTemplate::parse(request.chat_template, "chat_template", {.max_milliseconds = 1000}));
+    return own.render(variables);
+  }
+  if (model.chat_template) return model.chat_template->render(variables);
+  return make_error(ErrorCode::kInvalidArgument,
+                    "this model has no chat template: send text to /v1/completions, or serve it "
+                    "with --chat-template FILE");
 }
 
 }  // namespace

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 
-#include "base/format.h"
 #include "base/log.h"
 #include "server/constraint.h"
 
@@ -37,11 +36,7 @@ bool contains(std::string_view text, std::string_view part) {
 Result<std::unique_ptr<ServedModel>> ServedModel::read(const std::string& path,
                                                        const std::string& template_text) {
   NB_TRY(ModelDir dir, ModelDir::open(path));
-  if (std::error_code error; !fs::exists(dir.path() / "tokenizer.json", error))
-    return make_error(ErrorCode::kNotFound,
-                      "{}: no tokenizer.json; copy it from the model that this one was made from",
-                      path);
-  NB_TRY(const std::string tokenizer_json, dir.side_file("tokenizer.json"));
+  NB_TRY(const std::string tokenizer_json, dir.tokenizer_json());
   const Result<std::string> config = dir.side_file("tokenizer_config.json");
   NB_TRY(
       Tokenizer tokenizer,

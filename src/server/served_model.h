@@ -21,10 +21,10 @@ struct ServedModel {
   ModelDir dir;
   Tokenizer tokenizer;
   std::optional<ChatTemplate> chat_template;  // none: it completes text, and does not chat
-  bool template_takes_parts = false;         // it iterates over a message's content
-  std::string reasoning_parser = {};         // that fits the template; "" for none
-  std::string tool_parser = {};              // that fits the template; "" for none
-  std::vector<int32_t> stop_token_ids = {};  // of the configs and the tokenizer; sorted
+  bool template_takes_parts = false;          // it iterates over a message's content
+  std::string reasoning_parser = {};          // that fits the template; "" for none
+  std::string tool_parser = {};               // that fits the template; "" for none
+  std::vector<int32_t> stop_token_ids = {};   // of the configs and the tokenizer; sorted
   std::shared_ptr<GrammarCache> grammars = nullptr;
   std::unique_ptr<Engine> engine = nullptr;  // last: it reads weights that `dir` maps
 

@@ -16,11 +16,8 @@ namespace {
 
 class BadInput : public testing::Test {
  protected:
-  // A copy of the demo model that the test may break.
   fs::path copy_model() {
-    const fs::path to = dir_.path() / "model";
-    fs::copy(test::bundled_model("nibble-demo-14m"), to, fs::copy_options::recursive);
-    return to;
+    return test::copy_bundled_model("nibble-demo-14m", dir_.path() / "model");
   }
   static void write(const fs::path& path, std::string_view text) {
     std::ofstream(path, std::ios::binary) << text;

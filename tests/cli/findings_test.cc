@@ -88,8 +88,7 @@ TEST(Findings, AGpuThatCannotBeUsedIsAProblemWithItsWayOut) {
 TEST(Findings, WhatMakesAGpuLessThanItIsSoldAs) {
   Machine shared = with_gpu();
   shared.nvidia.gpus[0].memory_used = 100 * kGiB;
-  shared.nvidia.gpus[0].processes = {{4711, 99 * kGiB}, {4712, 0}};
-  shared.process_names = {{4711, "python3"}, {4712, ""}};
+  shared.nvidia.gpus[0].processes = {{4711, 99 * kGiB, "python3"}, {4712, 0, ""}};
   EXPECT_THAT(findings_of(shared), ElementsAre(note("by pid 4711 (python3) 99.0 GiB, pid 4712",
                                                     "40.0 GiB of 140.0 GiB", "stop it")));
   Machine narrow = with_gpu();

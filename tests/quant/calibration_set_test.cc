@@ -23,8 +23,7 @@ class CalibrationFiles : public testing::Test {
   }
   // A copy of the model without a chat template.
   ModelDir base_model() {
-    const fs::path path = dir_.path() / "base";
-    fs::copy(test::bundled_model("nibble-demo-14m"), path, fs::copy_options::recursive);
+    const fs::path path = test::copy_bundled_model("nibble-demo-14m", dir_.path() / "base");
     fs::remove(path / "chat_template.jinja");
     return ModelDir::open(path).value();
   }

@@ -14,8 +14,8 @@ using testing::HasSubstr;
 // The bundled model without its template.
 class Stripped {
  protected:
-  Stripped() : stripped_((dir_.path() / "base").string()) {
-    fs::copy(test::bundled_model("nibble-demo-14m"), stripped_, fs::copy_options::recursive);
+  Stripped()
+      : stripped_(test::copy_bundled_model("nibble-demo-14m", dir_.path() / "base").string()) {
     fs::remove(fs::path(stripped_) / "chat_template.jinja");
   }
   test::TempDir dir_;
@@ -58,8 +58,7 @@ TEST_F(BaseModel, ChatsWithATemplateThatIsGiven) {
 
 TEST(ServedModel, WithoutATokenizerSaysWhereToGetOne) {
   const test::TempDir dir;
-  const fs::path model = dir.path() / "model";
-  fs::copy(test::bundled_model("nibble-demo-14m"), model, fs::copy_options::recursive);
+  const fs::path model = test::copy_bundled_model("nibble-demo-14m", dir.path() / "model");
   fs::remove(model / "tokenizer.json");
   const auto opened = ServedModel::read(model.string());
   ASSERT_FALSE(opened);

@@ -14,5 +14,11 @@ inline std::filesystem::path golden(std::string_view name) {
 inline std::filesystem::path bundled_model(std::string_view name) {
   return std::filesystem::path(NIBBLE_SOURCE_DIR) / "models" / name;
 }
+// A copy that the test may break. Returns `to`, which must not exist.
+inline std::filesystem::path copy_bundled_model(std::string_view name,
+                                                const std::filesystem::path& to) {
+  std::filesystem::copy(bundled_model(name), to, std::filesystem::copy_options::recursive);
+  return to;
+}
 
 }  // namespace nibble::test

@@ -116,8 +116,7 @@ class CudaDevice final : public Device {
     std::string text;
     for (size_t i = 0; i < std::min<size_t>(others.size(), 3); ++i)
       text += format("{}pid {} {}", i == 0 ? "" : ", ", others[i].pid,
-                     others[i].bytes == 0 ? "(size unknown)"
-                                          : format_bytes(static_cast<double>(others[i].bytes)));
+                     others[i].bytes == 0 ? "(size unknown)" : format_bytes(others[i].bytes));
     return text;
   }
   Ops& ops() override { return ops_; }
@@ -142,8 +141,7 @@ class CudaDevice final : public Device {
                         "GPU, or ask for less: --max-model-len, --max-num-seqs and "
                         "--gpu-memory-utilization to serve, --max-seq-length or --device cpu to "
                         "quantize",
-                        who, format_bytes(static_cast<double>(bytes)),
-                        format_bytes(static_cast<double>(memory().free)));
+                        who, format_bytes(bytes), format_bytes(memory().free));
     }
     NB_CUDA(cudaMemsetAsync(data, 0, bytes, stream_.get()));
     NB_CUDA(cudaStreamSynchronize(stream_.get()));
@@ -157,7 +155,7 @@ class CudaDevice final : public Device {
     if (cudaMallocHost(&data, bytes) != cudaSuccess) {
       cudaGetLastError();
       return make_error(ErrorCode::kOutOfMemory, "{}: cannot pin {} of host memory", who,
-                        format_bytes(static_cast<double>(bytes)));
+                        format_bytes(bytes));
     }
     std::fill_n(static_cast<std::byte*>(data), bytes, std::byte{0});
     return DeviceMemory(data, bytes, [](void* begin, size_t) { cudaFreeHost(begin); });
@@ -239,8 +237,7 @@ class CudaDevice final : public Device {
     log_warning(
         "a weight [{}, {}] stays in 16 bits, {} beyond the plan: {} of its values lie outside the "
         "usual range of exponents of their row, {} would have room",
-        on_disk.out_features, on_disk.in_features,
-        format_bytes(static_cast<double>(on_disk.num_bytes())), outside,
+        on_disk.out_features, on_disk.in_features, format_bytes(on_disk.num_bytes()), outside,
         compact_rest_capacity(on_disk));
     NB_TRY(DeviceMemory memory, allocate(on_disk.num_bytes(), "a weight that stays in 16 bits"));
     Arena own(memory.data(), memory.size());
