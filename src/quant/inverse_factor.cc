@@ -1,122 +1,164 @@
 // H = R R' with R upper triangular (a Cholesky factor from the last column on), then U = R^-1.
 //
-// Both work in blocks, so that a matrix far larger than the caches passes through them once per
-// block and not once per row, and so that the innermost loops run over neighbouring elements
-// without a chain of additions.
+// Both go by blocks of columns, from the last to the first. What blocks owe each other are products
+// of matrices (quant/ordered_products.h); within a block only its triangle is left, whose inverse
+// makes the solving of triangular systems a product too. No result depends on the threads.
 #include "quant/inverse_factor.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
+#include <functional>
+#include <span>
+
+#include "quant/ordered_products.h"
 
 namespace nibble {
 namespace {
 
-constexpr int64_t kBlock = 32;   // rows or columns that are finished together
-constexpr int64_t kDepth = 512;  // elements of their rows that are multiplied before the next
-constexpr int64_t kWidth = 256;  // columns of a task
+constexpr int64_t kBlock = 128;  // rows or columns that are finished together
+constexpr int64_t kRowsOfTask = 64;
 
-using Row = std::array<double, kBlock>;
-using Band = std::array<double, kWidth>;
+// A block of the diagonal: rows and columns [first, last), row by row.
+struct Triangle {
+  int64_t first;
+  int64_t last;
+  std::vector<double> inverse;  // of R's triangle, upper
+  int64_t size() const { return last - first; }
+};
 
-// Compiled for several instruction sets, the best of which is taken at run time; none fuses
-// multiplications and additions (-ffp-contract=off), so all give the same values.
-#if defined(__x86_64__) && defined(__GNUC__)
-#define NIBBLE_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define NIBBLE_CLONES
-#endif
-
-// sum[j] = sum over k < depth of row[k] block[k][j].
-NIBBLE_CLONES void multiply_row(const double* row, const Row* block, int64_t depth, Row* sum) {
-  Row acc{};
-  for (int64_t k = 0; k < depth; ++k)
-    for (size_t j = 0; j < kBlock; ++j) acc[j] += row[k] * block[k][j];
-  *sum = acc;
+// Of rows [0, count), kRowsOfTask at a time: body(first, rows).
+template <class Body>
+void each_rows(int64_t count, ThreadPool& pool, Body body) {
+  pool.parallel_for(static_cast<size_t>((count + kRowsOfTask - 1) / kRowsOfTask), 1,
+                    [&](size_t begin, size_t end) {
+                      for (size_t task = begin; task < end; ++task) {
+                        const int64_t first = static_cast<int64_t>(task) * kRowsOfTask;
+                        body(first, std::min(kRowsOfTask, count - first));
+                      }
+                    });
 }
 
-// row -= factor * below
-NIBBLE_CLONES void subtract_scaled(Band* row, double factor, const Band& below) {
-  for (size_t c = 0; c < kWidth; ++c) (*row)[c] -= factor * below[c];
-}
-
-// The products of the rows [begin, end) with the finished columns behind `last`, taken off columns
-// [first, last): a[i][j] -= sum over k >= last of a[i][k] a[j][k].
+// Columns [first, last) lose the products of the finished ones behind them: a[i][j] -= sum over
+// k >= last of a[i][k] a[j][k].
 void subtract_finished(SquareMatrix& a, int64_t first, int64_t last, ThreadPool& pool) {
-  const int64_t n = a.size();
+  const int64_t depth = a.size() - last;
   const int64_t width = last - first;
-  std::vector<Row> block(static_cast<size_t>(kDepth));
-  for (int64_t from = last; from < n; from += kDepth) {
-    const int64_t depth = std::min(kDepth, n - from);
-    for (int64_t k = 0; k < depth; ++k)
-      for (int64_t j = 0; j < kBlock; ++j)
-        block[static_cast<size_t>(k)][static_cast<size_t>(j)] =
-            j < width ? a.row(first + j)[from + k] : 0;
-    pool.parallel_for(static_cast<size_t>(last), 16, [&](size_t begin, size_t end) {
-      for (auto i = static_cast<int64_t>(begin); i < static_cast<int64_t>(end); ++i) {
-        double* row = a.row(i);
-        Row sum;
-        multiply_row(row + from, block.data(), depth, &sum);
-        for (int64_t j = 0; j < width; ++j) row[first + j] -= sum[static_cast<size_t>(j)];
-      }
-    });
-  }
+  std::vector<double> turned(static_cast<size_t>(depth * width));
+  each_rows(depth, pool, [&](int64_t begin, int64_t rows) {
+    for (int64_t k = begin; k < begin + rows; ++k)
+      for (int64_t j = 0; j < width; ++j)
+        turned[static_cast<size_t>(k * width + j)] = a.row(first + j)[last + k];
+  });
+  each_rows(last, pool, [&](int64_t begin, int64_t rows) {
+    subtract_products({a.row(begin) + last, a.size()}, {turned.data(), width},
+                      {a.row(begin) + first, a.size()}, rows, depth, width);
+  });
 }
 
-// In place, the lower triangle becoming zero; false when the matrix is not positive definite.
-bool reverse_cholesky(SquareMatrix& a, ThreadPool& pool) {
-  for (int64_t last = a.size(); last > 0; last -= std::min(kBlock, last)) {
-    const int64_t first = std::max<int64_t>(0, last - kBlock);
-    subtract_finished(a, first, last, pool);
-    for (int64_t j = last; j-- > first;) {
-      double* pivot = a.row(j);
-      double sum = pivot[j];
-      for (int64_t k = j + 1; k < last; ++k) sum -= pivot[k] * pivot[k];
-      if (!(sum > 0) || !std::isfinite(sum)) return false;
-      const double root = std::sqrt(sum);
-      pivot[j] = root;
-      for (int64_t i = 0; i < j; ++i) {
-        double* row = a.row(i);
-        double rest = row[j];
-        for (int64_t k = j + 1; k < last; ++k) rest -= row[k] * pivot[k];
-        row[j] = rest / root;
-      }
-      std::fill(pivot, pivot + j, 0.0);
+// The triangle of R in place of a block of the diagonal, zero below it; false if there is none.
+bool factor_triangle(SquareMatrix& a, int64_t first, int64_t last) {
+  for (int64_t j = last; j-- > first;) {
+    double* pivot = a.row(j);
+    double sum = pivot[j];
+    for (int64_t k = j + 1; k < last; ++k) sum -= pivot[k] * pivot[k];
+    if (!(sum > 0) || !std::isfinite(sum)) return false;
+    const double root = std::sqrt(sum);
+    pivot[j] = root;
+    for (int64_t i = first; i < j; ++i) {
+      double* row = a.row(i);
+      double rest = row[j];
+      for (int64_t k = j + 1; k < last; ++k) rest -= row[k] * pivot[k];
+      row[j] = rest / root;
     }
+    std::fill(pivot, pivot + j, 0.0);
   }
   return true;
 }
 
-// Row i of the inverse from the rows below it, a block of rows and a band of columns at a time.
-std::vector<float> inverse_of_upper(const SquareMatrix& r, ThreadPool& pool) {
-  const int64_t n = r.size();
-  std::vector<float> inverse(static_cast<size_t>(n * n));
-  const int64_t bands = (n + kWidth - 1) / kWidth;
-  // Columns do not depend on each other. The right bands are the long ones: they go first.
-  pool.parallel_for(static_cast<size_t>(bands), 1, [&](size_t begin, size_t end) {
-    for (size_t at = begin; at < end; ++at) {
-      const int64_t left = (bands - 1 - static_cast<int64_t>(at)) * kWidth;
-      const int64_t right = std::min(n, left + kWidth);
-      std::vector<Band> u(static_cast<size_t>(right));
-      for (int64_t last = right; last > 0; last -= std::min(kBlock, last)) {
-        const int64_t first = std::max<int64_t>(0, last - kBlock);
-        for (int64_t k = last; k < right; ++k) {
-          for (int64_t i = first; i < last; ++i)
-            subtract_scaled(&u[static_cast<size_t>(i)], r.row(i)[k], u[static_cast<size_t>(k)]);
-        }
-        for (int64_t i = last; i-- > first;) {
-          Band& row = u[static_cast<size_t>(i)];
-          for (int64_t k = i + 1; k < last; ++k)
-            subtract_scaled(&row, r.row(i)[k], u[static_cast<size_t>(k)]);
-          if (i >= left) row[static_cast<size_t>(i - left)] += 1;
-          for (double& value : row) value /= r.row(i)[i];
-        }
-      }
-      for (int64_t i = 0; i < right; ++i)
-        for (int64_t c = std::max(i, left); c < right; ++c)
-          inverse[static_cast<size_t>(i * n + c)] =
-              static_cast<float>(u[static_cast<size_t>(i)][static_cast<size_t>(c - left)]);
+Triangle inverse_of_triangle(const SquareMatrix& r, int64_t first, int64_t last) {
+  Triangle triangle{first, last, {}};
+  const int64_t size = triangle.size();
+  triangle.inverse.resize(static_cast<size_t>(size * size));
+  const auto row_of = [&](int64_t i) { return triangle.inverse.data() + i * size; };
+  for (int64_t i = size; i-- > 0;) {
+    double* row = row_of(i);
+    row[i] = 1;
+    for (int64_t k = i + 1; k < size; ++k)
+      for (int64_t c = k; c < size; ++c) row[c] -= r.row(first + i)[first + k] * row_of(k)[c];
+    for (int64_t c = i; c < size; ++c) row[c] /= r.row(first + i)[first + i];
+  }
+  return triangle;
+}
+
+// The rows above the triangle: x becomes x R_t'^-1 in its columns.
+void solve_above(SquareMatrix& a, const Triangle& triangle, ThreadPool& pool) {
+  const int64_t size = triangle.size();
+  std::vector<double> turned(triangle.inverse.size());
+  for (int64_t i = 0; i < size; ++i)
+    for (int64_t k = 0; k < size; ++k)
+      turned[static_cast<size_t>(k * size + i)] =
+          triangle.inverse[static_cast<size_t>(i * size + k)];
+  each_rows(triangle.first, pool, [&](int64_t begin, int64_t rows) {
+    std::vector<double> negative(static_cast<size_t>(rows * size));
+    for (int64_t r = 0; r < rows; ++r) {
+      double* row = a.row(begin + r) + triangle.first;
+      for (int64_t c = 0; c < size; ++c) negative[static_cast<size_t>(r * size + c)] = -row[c];
+      std::fill_n(row, size, 0.0);
     }
+    subtract_products({negative.data(), size}, {turned.data(), size},
+                      {a.row(begin) + triangle.first, a.size()}, rows, size, size);
+  });
+}
+
+// In place, the lower triangle becoming zero; the blocks of the diagonal, the last first. Empty
+// when the matrix is not positive definite.
+std::vector<Triangle> reverse_cholesky(SquareMatrix& a, ThreadPool& pool) {
+  std::vector<Triangle> triangles;
+  for (int64_t last = a.size(); last > 0; last -= std::min(kBlock, last)) {
+    const int64_t first = std::max<int64_t>(0, last - kBlock);
+    subtract_finished(a, first, last, pool);
+    if (!factor_triangle(a, first, last)) return {};
+    for (int64_t i = first; i < last; ++i) std::fill_n(a.row(i), first, 0.0);
+    triangles.push_back(inverse_of_triangle(a, first, last));
+    solve_above(a, triangles.back(), pool);
+  }
+  return triangles;
+}
+
+// Columns [left, right) of R^-1, from the rows of `triangles` that reach them, upwards: a block of
+// rows is its triangle's inverse times what the rows below leave of the identity.
+void invert_band(const SquareMatrix& r, std::span<const Triangle> triangles, int64_t left,
+                 int64_t right, float* inverse) {
+  const int64_t n = r.size();
+  const int64_t width = right - left;
+  std::vector<double> u(static_cast<size_t>(right * width));
+  std::vector<double> rest(static_cast<size_t>(kBlock * width));
+  std::vector<double> negative(static_cast<size_t>(kBlock * kBlock));
+  for (const Triangle& triangle : triangles) {
+    const int64_t size = triangle.size();
+    std::ranges::fill(rest, 0.0);
+    if (triangle.first == left)
+      for (int64_t i = 0; i < size; ++i) rest[static_cast<size_t>(i * width + i)] = 1;
+    subtract_products({r.row(triangle.first) + triangle.last, n},
+                      MatrixRows<const double>{u.data() + triangle.last * width, width},
+                      {rest.data(), width}, size, right - triangle.last, width);
+    std::ranges::transform(triangle.inverse, negative.begin(), std::negate());
+    subtract_products({negative.data(), size}, MatrixRows<const double>{rest.data(), width},
+                      {u.data() + triangle.first * width, width}, size, size, width);
+  }
+  for (int64_t i = 0; i < right; ++i)
+    for (int64_t c = std::max(i, left); c < right; ++c)
+      inverse[i * n + c] = static_cast<float>(u[static_cast<size_t>(i * width + c - left)]);
+}
+
+std::vector<float> inverse_of_upper(const SquareMatrix& r, std::span<const Triangle> triangles,
+                                    ThreadPool& pool) {
+  std::vector<float> inverse(static_cast<size_t>(r.size() * r.size()));
+  // Bands do not depend on each other. The right ones are the long ones: they go first.
+  pool.parallel_for(triangles.size(), 1, [&](size_t begin, size_t end) {
+    for (size_t at = begin; at < end; ++at)
+      invert_band(r, triangles.subspan(at), triangles[at].first, triangles[at].last,
+                  inverse.data());
   });
   return inverse;
 }
@@ -124,8 +166,9 @@ std::vector<float> inverse_of_upper(const SquareMatrix& r, ThreadPool& pool) {
 }  // namespace
 
 std::vector<float> inverse_factor(SquareMatrix& h, ThreadPool& pool) {
-  if (!reverse_cholesky(h, pool)) return {};
-  return inverse_of_upper(h, pool);
+  const std::vector<Triangle> triangles = reverse_cholesky(h, pool);
+  if (triangles.empty()) return {};
+  return inverse_of_upper(h, triangles, pool);
 }
 
 }  // namespace nibble
