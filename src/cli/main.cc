@@ -14,10 +14,10 @@ namespace {
 constexpr std::string_view kFirstSteps =
     "nibble quantizes hybrid language models to 4 bits and serves them.\n"
     "  nibble quantize MODEL OUT --recipe recipes/w4a16-rtn.yaml\n"
-    "  nibble plan MODEL --gpus 2xV100-32GB\n"
-    "  nibble serve MODEL --port 8000\n"
-    "  nibble chat MODEL\n"
-    "  nibble inspect MODEL\n"
+    "  nibble plan OUT --gpus 2xV100-32GB\n"
+    "  nibble serve OUT --port 8000\n"
+    "  nibble verify OUT --against MODEL\n"
+    "  nibble bench decode --model OUT\n"
     "All commands: nibble --help\n";
 
 }  // namespace
