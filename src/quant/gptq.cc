@@ -116,10 +116,12 @@ struct ColumnLoop {
       for (int64_t c = begin; c < end; ++c) {
         if (!act_order && c % group_size() == 0) observe(first, rows, c, w);
         const int64_t column = order[static_cast<size_t>(c)];
+        const size_t first_parameter = parameter(first, column);
+        const auto parameters_of_row = static_cast<size_t>(num_groups());
         const float* factors = u.data() + c * columns();
         for (int64_t r = 0; r < rows; ++r) {
           float* row = w.data() + r * columns();
-          const size_t at = parameter(first + r, column);
+          const size_t at = first_parameter + static_cast<size_t>(r) * parameters_of_row;
           const float scale = result.parameters.scale[at];
           const int8_t zero_point = result.parameters.zero_point[at];
           const int8_t q = quantize_value(row[c], scale, zero_point, weight.dtype, format);
@@ -168,9 +170,16 @@ Result<QuantizedWeight> gptq(const Tensor& weight, const Tensor& hessian, const 
 
   std::vector<bool> reached(static_cast<size_t>(columns));
   for (int64_t c = 0; c < columns; ++c) reached[static_cast<size_t>(c)] = diagonal(c) > 0;
-  const ColumnLoop loop{
-      weight,       format, observer, importance, settings.act_order, order, std::move(reached),
-      std::move(u), pool,   result};
+  const ColumnLoop loop{.weight = weight,
+                        .format = format,
+                        .observer = observer,
+                        .importance = importance,
+                        .act_order = settings.act_order,
+                        .order = order,
+                        .reached = std::move(reached),
+                        .u = std::move(u),
+                        .pool = pool,
+                        .result = result};
   const int64_t tasks = (weight.shape[0] + kRowsOfTask - 1) / kRowsOfTask;
   pool.parallel_for(static_cast<size_t>(tasks), 1, [&](size_t begin, size_t end) {
     for (size_t task = begin; task < end; ++task) {
