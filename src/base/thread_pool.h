@@ -1,6 +1,7 @@
 // A fixed set of threads for data-parallel loops. One loop runs at a time; loops do not nest.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <functional>
 #include <memory>
@@ -26,6 +27,15 @@ class ThreadPool {
   template <class Body>
   void parallel_for(size_t count, size_t grain, const Body& body) {
     parallel_for(count, grain, std::function<void(size_t begin, size_t end)>(std::cref(body)));
+  }
+  // Calls body(begin, end) with ranges of `size`, the last shorter: the same ones however many
+  // threads there are.
+  template <class Body>
+  void for_pieces(size_t count, size_t size, const Body& body) {
+    parallel_for((count + size - 1) / size, 1, [&](size_t first, size_t last) {
+      for (size_t piece = first; piece < last; ++piece)
+        body(piece * size, std::min(piece * size + size, count));
+    });
   }
 
  private:

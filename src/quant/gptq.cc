@@ -13,8 +13,8 @@
 namespace nibble {
 namespace {
 
-constexpr int64_t kRowsOfTask = 64;  // of the weight; they share one pass over U
-constexpr int64_t kBlock = 128;      // columns whose errors the others learn of together, at most
+constexpr size_t kRowsOfTask = 64;  // of the weight; they share one pass over U
+constexpr int64_t kBlock = 128;     // columns whose errors the others learn of together, at most
 
 // U for the columns in `order`.
 Result<std::vector<float>> dampened_inverse(const Tensor& hessian,
@@ -180,12 +180,8 @@ Result<QuantizedWeight> gptq(const Tensor& weight, const Tensor& hessian, const 
                         .u = std::move(u),
                         .pool = pool,
                         .result = result};
-  const int64_t tasks = (weight.shape[0] + kRowsOfTask - 1) / kRowsOfTask;
-  pool.parallel_for(static_cast<size_t>(tasks), 1, [&](size_t begin, size_t end) {
-    for (size_t task = begin; task < end; ++task) {
-      const int64_t first = static_cast<int64_t>(task) * kRowsOfTask;
-      loop.round_rows(first, std::min(kRowsOfTask, weight.shape[0] - first));
-    }
+  pool.for_pieces(static_cast<size_t>(weight.shape[0]), kRowsOfTask, [&](size_t begin, size_t end) {
+    loop.round_rows(static_cast<int64_t>(begin), static_cast<int64_t>(end - begin));
   });
   return result;
 }

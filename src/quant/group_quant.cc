@@ -5,6 +5,8 @@
 #include <bit>
 #include <cmath>
 
+#include "quant/vector_widths.h"
+
 namespace nibble {
 namespace {
 
@@ -59,9 +61,6 @@ template <DType kDType>
 [[gnu::always_inline]] inline float value_of(float q, float scale, float zero) {
   return rounded<kDType>(rounded<kDType>(q - zero) * scale);
 }
-
-// One compiled version per vector width; none contracts a product and a sum, so all give the same.
-#define NIBBLE_VECTOR_WIDTHS [[gnu::target_clones("avx512f", "avx2", "default")]]
 
 NIBBLE_VECTOR_WIDTHS void errors_bf16(const float* w, int64_t count, float scale, float zero,
                                       float low, float high, float* errors) {

@@ -16,7 +16,7 @@ namespace nibble {
 namespace {
 
 constexpr int64_t kBlock = 128;  // rows or columns that are finished together
-constexpr int64_t kRowsOfTask = 64;
+constexpr size_t kRowsOfTask = 64;
 
 // A block of the diagonal: rows and columns [first, last), row by row.
 struct Triangle {
@@ -29,13 +29,9 @@ struct Triangle {
 // Of rows [0, count), kRowsOfTask at a time: body(first, rows).
 template <class Body>
 void each_rows(int64_t count, ThreadPool& pool, Body body) {
-  pool.parallel_for(static_cast<size_t>((count + kRowsOfTask - 1) / kRowsOfTask), 1,
-                    [&](size_t begin, size_t end) {
-                      for (size_t task = begin; task < end; ++task) {
-                        const int64_t first = static_cast<int64_t>(task) * kRowsOfTask;
-                        body(first, std::min(kRowsOfTask, count - first));
-                      }
-                    });
+  pool.for_pieces(static_cast<size_t>(count), kRowsOfTask, [&](size_t begin, size_t end) {
+    body(static_cast<int64_t>(begin), static_cast<int64_t>(end - begin));
+  });
 }
 
 // Columns [first, last) lose the products of the finished ones behind them: a[i][j] -= sum over
@@ -55,7 +51,8 @@ void subtract_finished(SquareMatrix& a, int64_t first, int64_t last, ThreadPool&
   });
 }
 
-// The triangle of R in place of a block of the diagonal, zero below it; false if there is none.
+// The triangle of R in place of a block of the diagonal; false if there is none. Below the diagonal
+// nothing is read, and what lies there stays.
 bool factor_triangle(SquareMatrix& a, int64_t first, int64_t last) {
   for (int64_t j = last; j-- > first;) {
     double* pivot = a.row(j);
@@ -70,7 +67,6 @@ bool factor_triangle(SquareMatrix& a, int64_t first, int64_t last) {
       for (int64_t k = j + 1; k < last; ++k) rest -= row[k] * pivot[k];
       row[j] = rest / root;
     }
-    std::fill(pivot, pivot + j, 0.0);
   }
   return true;
 }
@@ -110,15 +106,14 @@ void solve_above(SquareMatrix& a, const Triangle& triangle, ThreadPool& pool) {
   });
 }
 
-// In place, the lower triangle becoming zero; the blocks of the diagonal, the last first. Empty
-// when the matrix is not positive definite.
+// R in place of the upper triangle; the blocks of its diagonal, the last first. Empty when the
+// matrix is not positive definite.
 std::vector<Triangle> reverse_cholesky(SquareMatrix& a, ThreadPool& pool) {
   std::vector<Triangle> triangles;
   for (int64_t last = a.size(); last > 0; last -= std::min(kBlock, last)) {
     const int64_t first = std::max<int64_t>(0, last - kBlock);
     subtract_finished(a, first, last, pool);
     if (!factor_triangle(a, first, last)) return {};
-    for (int64_t i = first; i < last; ++i) std::fill_n(a.row(i), first, 0.0);
     triangles.push_back(inverse_of_triangle(a, first, last));
     solve_above(a, triangles.back(), pool);
   }

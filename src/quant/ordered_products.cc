@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <vector>
 
+#include "quant/vector_widths.h"
+
 namespace nibble {
 namespace {
 
@@ -46,8 +48,8 @@ struct Step {
 };
 
 template <class T>
-inline __attribute__((always_inline)) void subtract_steps(const Step<T>* steps, int64_t count,
-                                                          const TileRow<T>* b, Tile<T>* tile) {
+[[gnu::always_inline]] inline void subtract_steps(const Step<T>* steps, int64_t count,
+                                                  const TileRow<T>* b, Tile<T>* tile) {
   using V = typename Vector<T>::Type;
   V c[kRows][2];
   for (size_t i = 0; i < kRows; ++i)
@@ -67,8 +69,8 @@ inline __attribute__((always_inline)) void subtract_steps(const Step<T>* steps, 
 
 // Columns [0, width) of some rows of b, together.
 template <class T, class B>
-inline __attribute__((always_inline)) void copy_rows(const MatrixRows<const B>& b, int64_t rows,
-                                                     int64_t width, TileRow<T>* to) {
+[[gnu::always_inline]] inline void copy_rows(const MatrixRows<const B>& b, int64_t rows,
+                                             int64_t width, TileRow<T>* to) {
   for (int64_t k = 0; k < rows; ++k) {
     const B* from = b.row(k);
     T* row = to[k].data();
@@ -80,30 +82,24 @@ inline __attribute__((always_inline)) void copy_rows(const MatrixRows<const B>& 
   }
 }
 
-// Compiled for several instruction sets, the best of which is taken at run time.
-#if defined(__x86_64__) && defined(__GNUC__)
-#define NIBBLE_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define NIBBLE_CLONES
-#endif
-NIBBLE_CLONES void subtract_tile(const Step<float>* steps, int64_t count, const TileRow<float>* b,
-                                 Tile<float>* tile) {
+NIBBLE_VECTOR_WIDTHS void subtract_tile(const Step<float>* steps, int64_t count,
+                                        const TileRow<float>* b, Tile<float>* tile) {
   subtract_steps(steps, count, b, tile);
 }
-NIBBLE_CLONES void subtract_tile(const Step<double>* steps, int64_t count, const TileRow<double>* b,
-                                 Tile<double>* tile) {
+NIBBLE_VECTOR_WIDTHS void subtract_tile(const Step<double>* steps, int64_t count,
+                                        const TileRow<double>* b, Tile<double>* tile) {
   subtract_steps(steps, count, b, tile);
 }
-NIBBLE_CLONES void copy_together(const MatrixRows<const float>& b, int64_t rows, int64_t width,
-                                 TileRow<float>* to) {
+NIBBLE_VECTOR_WIDTHS void copy_together(const MatrixRows<const float>& b, int64_t rows,
+                                        int64_t width, TileRow<float>* to) {
   copy_rows(b, rows, width, to);
 }
-NIBBLE_CLONES void copy_together(const MatrixRows<const float>& b, int64_t rows, int64_t width,
-                                 TileRow<double>* to) {
+NIBBLE_VECTOR_WIDTHS void copy_together(const MatrixRows<const float>& b, int64_t rows,
+                                        int64_t width, TileRow<double>* to) {
   copy_rows(b, rows, width, to);
 }
-NIBBLE_CLONES void copy_together(const MatrixRows<const double>& b, int64_t rows, int64_t width,
-                                 TileRow<double>* to) {
+NIBBLE_VECTOR_WIDTHS void copy_together(const MatrixRows<const double>& b, int64_t rows,
+                                        int64_t width, TileRow<double>* to) {
   copy_rows(b, rows, width, to);
 }
 

@@ -6,19 +6,21 @@
 
 #include <algorithm>
 #include <cmath>
+#include <span>
 
 #include "quant/ordered_products.h"
 
 namespace nibble {
 namespace {
 
-constexpr int64_t kRowsOfTask = 64;  // of the weight; they share each pass over H
-constexpr int64_t kBlock = 128;      // columns whose moves the others learn of together
+constexpr size_t kRowsOfTask = 64;  // of the weight; they share each pass over H
+constexpr int64_t kBlock = 128;     // columns whose moves the others learn of together
 
 // The columns [begin, end) at work.
 struct Block {
   int64_t begin;
   int64_t end;
+  int64_t size() const { return end - begin; }
 };
 
 class Refiner {
@@ -36,9 +38,6 @@ class Refiner {
         quantized_(quantized),
         first_(first),
         rows_(rows),
-        moves_pitch_(std::max(kBlock, group_size_)),
-        moves_(static_cast<size_t>(rows * moves_pitch_)),
-        products_(moves_.size()),
         gradients_(static_cast<size_t>(rows * columns_)),
         energy_(static_cast<size_t>(rows)),
         active_(static_cast<size_t>(rows), true) {
@@ -57,12 +56,16 @@ class Refiner {
   double diagonal(int64_t c) const { return static_cast<double>(h_[c * columns_ + c]) + damp_; }
   const float* hessian_row(int64_t c) const { return h_ + c * columns_; }
   double* gradient(int64_t r) { return gradients_.data() + r * columns_; }
-  double& move_of(int64_t r, const Block& block, int64_t c) {
-    return moves_[static_cast<size_t>(r * moves_pitch_ + c - block.begin)];
-  }
+  double* moves(int64_t r, const Block& block) { return moves_.data() + r * block.size(); }
+  double* products(int64_t r, const Block& block) { return products_.data() + r * block.size(); }
   int8_t* integers(int64_t r) { return quantized_.integers.data() + (first_ + r) * columns_; }
   size_t parameter(int64_t r, int64_t c) const {
     return static_cast<size_t>((first_ + r) * num_groups_ + c / group_size_);
+  }
+
+  Block block_at(int64_t begin) const { return {begin, std::min(begin + kBlock, columns_)}; }
+  void begin_block(const Block& block) {
+    moves_.assign(static_cast<size_t>(rows_ * block.size()), 0.0);
   }
 
   // Gradients and energies of what rounding left.
@@ -77,7 +80,8 @@ class Refiner {
                              quantized_.parameters.zero_point[at], dtype_);
       }
     for (int64_t begin = 0; begin < columns_; begin += kBlock) {
-      const Block block{begin, std::min(begin + kBlock, columns_)};
+      const Block block = block_at(begin);
+      begin_block(block);
       for (int64_t r = 0; r < rows_; ++r)
         for (int64_t c = block.begin; c < block.end; ++c)
           take(r, block, c, -static_cast<double>(errors[static_cast<size_t>(r * columns_ + c)]));
@@ -91,19 +95,20 @@ class Refiner {
 
   // One pass over integers, then scales, of the rows in which the last one changed anything.
   void sweep() {
-    std::vector<bool> changed(active_.size());
+    std::vector<int64_t> rows;
+    for (int64_t r = 0; r < rows_; ++r)
+      if (active_[static_cast<size_t>(r)]) rows.push_back(r);
+    active_.assign(active_.size(), false);
     for (int64_t begin = 0; begin < columns_; begin += kBlock) {
-      const Block block{begin, std::min(begin + kBlock, columns_)};
-      std::ranges::fill(moves_, 0.0);
-      for (int64_t r = 0; r < rows_; ++r)
-        if (active_[static_cast<size_t>(r)])
-          for (int64_t c = block.begin; c < block.end; ++c)
-            if (improve_integer(r, block, c)) changed[static_cast<size_t>(r)] = true;
+      const Block block = block_at(begin);
+      begin_block(block);
+      for (const int64_t r : rows)
+        for (int64_t c = block.begin; c < block.end; ++c)
+          if (improve_integer(r, block, c)) active_[static_cast<size_t>(r)] = true;
       tell_others(block);
     }
     for (int64_t g = 0; g < num_groups_; ++g)
-      improve_scales({g * group_size_, (g + 1) * group_size_}, &changed);
-    active_ = std::move(changed);
+      improve_scales({g * group_size_, (g + 1) * group_size_}, rows);
   }
 
   bool improve_integer(int64_t r, const Block& block, int64_t c) {
@@ -127,76 +132,78 @@ class Refiner {
     return true;
   }
 
-  // Of all active rows. What the curvature and the change of E need of H, for all of them at once.
-  void improve_scales(const Block& group, std::vector<bool>* changed) {
-    const auto each_active = [&](auto body) {
-      for (int64_t r = 0; r < rows_; ++r)
-        if (active_[static_cast<size_t>(r)])
-          body(r, quantized_.parameters.scale[parameter(r, group.begin)],
-               quantized_.parameters.zero_point[parameter(r, group.begin)],
-               integers(r) + group.begin, gradient(r) + group.begin);
-    };
-    const auto row_of = [&](std::vector<double>& rows, int64_t r) {
-      return rows.data() + r * moves_pitch_;
-    };
-    // products = -(moves H), in the group.
-    const auto multiply = [&] {
-      std::ranges::fill(products_, 0.0);
-      subtract_products({moves_.data(), moves_pitch_},
-                        {hessian_row(group.begin) + group.begin, columns_},
-                        {products_.data(), moves_pitch_}, rows_, group_size_, group_size_);
-    };
-
+  // What the curvature and the change of E need of H comes for all rows at once.
+  void improve_scales(const Block& group, std::span<const int64_t> rows) {
+    begin_block(group);
     // The way of v as its scale grows by 1.
-    std::ranges::fill(moves_, 0.0);
-    each_active([&](int64_t r, float, int8_t zero_point, const int8_t* q, const double*) {
-      for (int64_t i = 0; i < group_size_; ++i) row_of(moves_, r)[i] = q[i] - zero_point;
-    });
-    multiply();
+    for (const int64_t r : rows) {
+      const int8_t zero_point = quantized_.parameters.zero_point[parameter(r, group.begin)];
+      for (int64_t i = 0; i < group_size_; ++i)
+        moves(r, group)[i] = integers(r)[group.begin + i] - zero_point;
+    }
+    multiply_moves(group);
     std::vector<float> wanted(static_cast<size_t>(rows_));
-    each_active([&](int64_t r, float scale, int8_t zero_point, const int8_t* q,
-                    const double* slope) {
-      float& to = wanted[static_cast<size_t>(r)];
-      double* way = row_of(moves_, r);
-      double along = 0;
-      double curvature = 0;
-      for (int64_t i = 0; i < group_size_; ++i) {
-        along += way[i] * slope[i];
-        curvature += way[i] * (way[i] * damp_ - row_of(products_, r)[i]);
-      }
-      to =
-          curvature > 0
-              ? round_to(dtype_, static_cast<float>(static_cast<double>(scale) + along / curvature))
-              : scale;
-      if (!(to > 0) || !std::isfinite(to)) to = scale;
-      // What the rounded scale moves.
-      for (int64_t i = 0; i < group_size_; ++i)
-        way[i] = static_cast<double>(dequantize_value(q[i], to, zero_point, dtype_)) -
-                 static_cast<double>(dequantize_value(q[i], scale, zero_point, dtype_));
-    });
-    multiply();
-    each_active([&](int64_t r, float& scale, int8_t, const int8_t*, double* slope) {
-      const float to = wanted[static_cast<size_t>(r)];
-      double* move = row_of(moves_, r);
-      double change = 0;
-      for (int64_t i = 0; i < group_size_; ++i)
-        change += move[i] * (move[i] * damp_ - row_of(products_, r)[i] - 2 * slope[i]);
-      if (to == scale || !(change < 0)) {
-        std::fill_n(move, group_size_, 0.0);
-        return;
-      }
-      scale = to;
-      energy_[static_cast<size_t>(r)] += change;
-      (*changed)[static_cast<size_t>(r)] = true;
-      for (int64_t i = 0; i < group_size_; ++i)
-        slope[i] += row_of(products_, r)[i] - move[i] * damp_;
-    });
+    for (const int64_t r : rows) wanted[static_cast<size_t>(r)] = propose_scale(r, group);
+    multiply_moves(group);
+    for (const int64_t r : rows)
+      if (take_scale(r, group, wanted[static_cast<size_t>(r)]))
+        active_[static_cast<size_t>(r)] = true;
     tell_others(group);
+  }
+
+  // products = -(moves H), in the group.
+  void multiply_moves(const Block& group) {
+    products_.assign(moves_.size(), 0.0);
+    subtract_products({moves_.data(), group_size_},
+                      {hessian_row(group.begin) + group.begin, columns_},
+                      {products_.data(), group_size_}, rows_, group_size_, group_size_);
+  }
+
+  // The best scale along the way in `moves`, which then holds what the rounded scale moves.
+  float propose_scale(int64_t r, const Block& group) {
+    const size_t at = parameter(r, group.begin);
+    const float scale = quantized_.parameters.scale[at];
+    const int8_t zero_point = quantized_.parameters.zero_point[at];
+    double* way = moves(r, group);
+    double along = 0;
+    double curvature = 0;
+    for (int64_t i = 0; i < group_size_; ++i) {
+      along += way[i] * gradient(r)[group.begin + i];
+      curvature += way[i] * (way[i] * damp_ - products(r, group)[i]);
+    }
+    float wanted = scale;
+    if (curvature > 0)
+      wanted = round_to(dtype_, static_cast<float>(static_cast<double>(scale) + along / curvature));
+    if (!(wanted > 0) || !std::isfinite(wanted)) wanted = scale;
+    for (int64_t i = 0; i < group_size_; ++i) {
+      const int8_t q = integers(r)[group.begin + i];
+      way[i] = static_cast<double>(dequantize_value(q, wanted, zero_point, dtype_)) -
+               static_cast<double>(dequantize_value(q, scale, zero_point, dtype_));
+    }
+    return wanted;
+  }
+
+  // False, and `moves` zero, unless E falls.
+  bool take_scale(int64_t r, const Block& group, float wanted) {
+    float& scale = quantized_.parameters.scale[parameter(r, group.begin)];
+    double* move = moves(r, group);
+    double* slope = gradient(r) + group.begin;
+    double change = 0;
+    for (int64_t i = 0; i < group_size_; ++i)
+      change += move[i] * (move[i] * damp_ - products(r, group)[i] - 2 * slope[i]);
+    if (wanted == scale || !(change < 0)) {
+      std::fill_n(move, group_size_, 0.0);
+      return false;
+    }
+    scale = wanted;
+    energy_[static_cast<size_t>(r)] += change;
+    for (int64_t i = 0; i < group_size_; ++i) slope[i] += products(r, group)[i] - move[i] * damp_;
+    return true;
   }
 
   // v[c] of row r moved by `move`: gradients in the block.
   void take(int64_t r, const Block& block, int64_t c, double move) {
-    move_of(r, block, c) = move;
+    moves(r, block)[c - block.begin] = move;
     if (move == 0) return;
     const float* h = hessian_row(c);
     double* g = gradient(r);
@@ -206,9 +213,8 @@ class Refiner {
   // ... and outside it, once the block is done.
   void tell_others(const Block& block) {
     const auto tell = [&](int64_t begin, int64_t end) {
-      subtract_products({moves_.data(), moves_pitch_}, {hessian_row(block.begin) + begin, columns_},
-                        {gradients_.data() + begin, columns_}, rows_, block.end - block.begin,
-                        end - begin);
+      subtract_products({moves_.data(), block.size()}, {hessian_row(block.begin) + begin, columns_},
+                        {gradients_.data() + begin, columns_}, rows_, block.size(), end - begin);
     };
     tell(0, block.begin);
     tell(block.end, columns_);
@@ -224,8 +230,7 @@ class Refiner {
   QuantizedWeight& quantized_;
   int64_t first_;
   int64_t rows_;
-  int64_t moves_pitch_;
-  std::vector<double> moves_;      // of v, in the block at work, [rows, moves_pitch_]
+  std::vector<double> moves_;      // of v, in the block at work, [rows, its size]
   std::vector<double> products_;   // of moves with H, the same
   std::vector<double> gradients_;  // H r, [rows, columns]
   std::vector<double> energy_;     // [rows]
@@ -242,15 +247,12 @@ RefineResult refine(const Tensor& weight, const Tensor& hessian, const QuantForm
     mean += static_cast<double>(hessian.as<const float>()[c * columns + c]);
   const double damp = static_cast<double>(settings.dampening) * mean / static_cast<double>(columns);
 
-  std::vector<RefineResult> of_tasks(
-      static_cast<size_t>((weight.shape[0] + kRowsOfTask - 1) / kRowsOfTask));
-  pool.parallel_for(of_tasks.size(), 1, [&](size_t begin, size_t end) {
-    for (size_t task = begin; task < end; ++task) {
-      const int64_t first = static_cast<int64_t>(task) * kRowsOfTask;
-      Refiner refiner(weight, hessian, damp, format, quantized, first,
-                      std::min(kRowsOfTask, weight.shape[0] - first));
-      of_tasks[task] = refiner.run(settings.sweeps);
-    }
+  const auto num_rows = static_cast<size_t>(weight.shape[0]);
+  std::vector<RefineResult> of_tasks((num_rows + kRowsOfTask - 1) / kRowsOfTask);
+  pool.for_pieces(num_rows, kRowsOfTask, [&](size_t begin, size_t end) {
+    Refiner refiner(weight, hessian, damp, format, quantized, static_cast<int64_t>(begin),
+                    static_cast<int64_t>(end - begin));
+    of_tasks[begin / kRowsOfTask] = refiner.run(settings.sweeps);
   });
   RefineResult total;
   for (const RefineResult& task : of_tasks) {
