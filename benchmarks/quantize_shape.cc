@@ -1,6 +1,7 @@
-// AWQ of a model's shape on a device: the first layers of a random checkpoint, extrapolated to all.
+// Quantizing a model's shape on a device: the first layers of a random checkpoint, extrapolated to
+// all.
 //   bench_quantize_shape [SHAPE [NUM_LAYERS [NUM_SAMPLES [SAMPLE_TOKENS [DEVICE [GPU_GIB
-//   [FOLDER]]]]]]]
+//   [ALGORITHM [FOLDER]]]]]]]]
 // Calibration costs the same for every layer of a kind, so NUM_LAYERS should be a multiple of what
 // the kinds repeat after (4); hashing, checking and writing cost the same for every byte.
 #include <cstdio>
@@ -23,6 +24,7 @@ struct Workload {
   int sample_tokens = 2048;
   std::string device = "auto";
   double gpu_gib = 15.5;
+  std::string algorithm = "awq";  // rtn, awq, gptq, awq+gptq
   fs::path folder = fs::temp_directory_path();
 };
 
@@ -50,7 +52,7 @@ Status bench(const Workload& workload, const fs::path& folder) {
   }
   QuantizeOptions options;
   RecipeParts parts;
-  parts.algorithm = "awq";
+  parts.algorithm = workload.algorithm;
   NB_TRY(options.recipe, parse_recipe(recipe_text(parts), "benchmark recipe"));
   NB_TRY(options.device, parse_backend(workload.device));
   options.calibrated.spill.memory_limit = size_t{96} << 30;
@@ -60,8 +62,9 @@ Status bench(const Workload& workload, const fs::path& folder) {
     options.calibration.emplace_back(static_cast<size_t>(workload.sample_tokens));
     for (int32_t& id : options.calibration.back()) id = static_cast<int32_t>(random() % 100000);
   }
-  std::printf("%s, %d of %d layers, %d x %d tokens\n", workload.shape.c_str(), slice.num_layers,
-              whole.num_layers, workload.num_samples, workload.sample_tokens);
+  std::printf("%s, %s, %d of %d layers, %d x %d tokens\n", workload.shape.c_str(),
+              workload.algorithm.c_str(), slice.num_layers, whole.num_layers, workload.num_samples,
+              workload.sample_tokens);
   std::printf(
       "layer  load s  record s  search s  round s  hand on s  the rest s  GPU memory so far\n");
   const auto start = std::chrono::steady_clock::now();
@@ -114,7 +117,8 @@ int main(int argc, char** argv) {
   workload.sample_tokens = number(4, workload.sample_tokens);
   if (argc > 5) workload.device = argv[5];
   if (argc > 6) workload.gpu_gib = std::atof(argv[6]);
-  if (argc > 7) workload.folder = argv[7];
+  if (argc > 7) workload.algorithm = argv[7];
+  if (argc > 8) workload.folder = argv[8];
   std::string pattern = (workload.folder / "nibble-bench-XXXXXX").string();
   if (::mkdtemp(pattern.data()) == nullptr) {
     std::fprintf(stderr, "bench: %s cannot be made\n", pattern.c_str());

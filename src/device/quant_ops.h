@@ -8,8 +8,10 @@
 // bits. Calls are in order with the device's operations; one that returns something waits for it.
 #pragma once
 
+#include <optional>
 #include <span>
 
+#include "base/result.h"
 #include "tensor/quant_format.h"
 #include "tensor/quantized_weight.h"
 #include "tensor/tensor.h"
@@ -32,6 +34,27 @@ struct RangeSearch {
   // kPower: its value for each bit pattern of a 16-bit |error| [2^15], in host memory that lives as
   // long as the process; null for F32 weights.
   const float* powers = nullptr;
+};
+
+// Rounding column by column, where the columns still to come make good what each rounding did to
+// the output: quant/gptq.h.
+struct GptqSettings {
+  float dampening = 0.01f;  // added to the diagonal, as a part of its mean
+  // Most important columns first. Group ranges then come from the weight as it was.
+  bool act_order = true;
+};
+
+// Changes of single integers and scales that lower the error of the output: quant/refine.h.
+struct RefineSettings {
+  int sweeps = 4;           // over all integers and scales of a row; a sweep without change ends it
+  float dampening = 0.01f;  // added to the diagonal, as a part of its mean
+};
+
+// How QuantOps::compensate() rounds.
+struct Compensation {
+  GptqSettings gptq = {};
+  std::optional<RefineSettings> refinement = {};
+  void* room = nullptr;  // compensation_bytes() of the device's memory
 };
 
 class QuantOps {
@@ -62,6 +85,23 @@ class QuantOps {
                             std::span<const double> factors, const QuantFormat& format,
                             const RangeSearch& search, std::span<const float> importance,
                             const Tensor& out) = 0;
+
+  // gram F32 [n, n]: sum of x'x; gram[i, k] *= factors[i] * factors[k].
+  virtual void scale_gram(const Tensor& gram, std::span<const double> factors) = 0;
+  // As round(), by GPTQ and, if asked, refined; gram [columns, columns] of the inputs.
+  // kInvalidArgument, and the weight as it was, when the gram is not finite or no dampening
+  // makes it positive definite.
+  virtual Result<RoundedWeight> compensate(const Tensor& weight, const Tensor& gram,
+                                           const QuantFormat& format, const RangeSearch& search,
+                                           std::span<const float> importance,
+                                           const Compensation& compensation) = 0;
+  // Whether compensate() should be left to the host's cores: it computes in double precision, for
+  // which many a GPU has few units.
+  virtual bool compensates_slowly() const = 0;
+  // What compensate() takes of the device's memory beside its operands; never less for more rows or
+  // columns.
+  virtual size_t compensation_bytes(int64_t rows, int64_t columns,
+                                    const QuantFormat& format) const = 0;
 
   // sums F64 [2, n]: sums[0, c] += |x|, sums[1, c] += x^2 over the rows of x [tokens, n].
   virtual void add_moments(const Tensor& x, const Tensor& sums) = 0;

@@ -13,7 +13,6 @@
 #include "base/log.h"
 #include "model/weights.h"
 #include "quant/host_quant_ops.h"
-#include "quant/refine.h"
 #include "quant/rtn.h"
 
 namespace nibble {
@@ -65,6 +64,7 @@ class Calibration {
     }
     NB_TRY(LayerPass pass,
            LayerPass::start(dir_, spec_, device_, ops_, samples, options_.spill, pool_));
+    NB_TRY_STATUS(reserve_compensation());
     NB_TRY_STATUS(reserve_recordings(pass));
     Status done = run_layers(pass);
     const Status settled = journal_.settle();  // in any case: it reads the stream
@@ -136,6 +136,17 @@ class Calibration {
 
   void note_memory() {
     peak_device_bytes_ = std::max(peak_device_bytes_, device_.held_by_this_process());
+  }
+
+  Status reserve_compensation() {
+    if (!recipe_.gptq || ops_.compensates_slowly()) return {};
+    size_t most = 0;
+    for (const LinearModule& module : linear_modules(spec_))
+      if (const QuantizationGroup* group = group_of(module.name))
+        most = std::max(
+            most, ops_.compensation_bytes(module.out_features, module.in_features, group->format));
+    NB_TRY(compensation_room_, device_.allocate(most, "GPTQ"));
+    return {};
   }
 
   // What the search, rounding and the moments of one layer take of the device beside the layer.
@@ -459,32 +470,19 @@ class Calibration {
     return importance;
   }
 
-  // The sum of x'x after column i was multiplied by factors[i].
-  OwnedTensor hessian(const InputMoments& moments, const std::vector<double>& factors) const {
-    OwnedTensor result = to_host(device_, moments.gram.view());
-    auto* h = result.view().as<float>();
-    const size_t n = factors.size();
-    for (size_t i = 0; i < n; ++i)
-      for (size_t k = 0; k < n; ++k)
-        h[i * n + k] =
-            static_cast<float>(static_cast<double>(h[i * n + k]) * factors[i] * factors[k]);
-    return result;
-  }
-
-  // GPTQ and refinement compute on the host; the values go back to the device.
-  Result<RoundedWeight> compensated(const std::string& module, const Tensor& weight,
-                                    const QuantizationGroup& group, const InputMoments& moments,
-                                    const std::vector<double>& factors) const {
-    const OwnedTensor host = to_host(device_, weight);
-    const OwnedTensor second_moments = hessian(moments, factors);
-    NB_TRY(QuantizedWeight quantized,
-           named(module, gptq(host.view(), second_moments.view(), group.format, observer_of(group),
-                              importance_of(moments, factors), *recipe_.gptq, pool_)));
-    if (options_.mode.has(Improvement::kRefinement))
-      refine(host.view(), second_moments.view(), group.format, {}, quantized, pool_);
-    RoundedWeight rounded = pack_rounded(host.view(), quantized, group.format, pool_);
-    dequantize_weight(quantized, group.format, host.view(), pool_);
-    to_device(device_, host.view(), weight);
+  // By GPTQ and refinement, on the device or, where that is faster, on the host.
+  Result<RoundedWeight> compensated(const Tensor& weight, const Tensor& gram,
+                                    const QuantizationGroup& group, const RangeSearch& search,
+                                    std::span<const float> shares) {
+    Compensation compensation{.gptq = *recipe_.gptq, .room = compensation_room_.data()};
+    if (options_.mode.has(Improvement::kRefinement)) compensation.refinement.emplace();
+    if (!ops_.compensates_slowly())
+      return ops_.compensate(weight, gram, group.format, search, shares, compensation);
+    const OwnedTensor host_weight = to_host(device_, weight);
+    NB_TRY(RoundedWeight rounded,
+           host_ops_.compensate(host_weight.view(), to_host(device_, gram).view(), group.format,
+                                search, shares, compensation));
+    to_device(device_, host_weight.view(), weight);
     return rounded;
   }
 
@@ -505,18 +503,21 @@ class Calibration {
       std::vector<double> factors(static_cast<size_t>(weight.shape[1]), 1.0);
       if (scales != input_scales.end())
         for (size_t i = 0; i < factors.size(); ++i) factors[i] = 1 / scales->second[i];
+      if (!ops_.all_finite(weight))
+        return make_error(ErrorCode::kInvalidArgument,
+                          "{}.weight: the weight holds NaN or infinity", module);
+      const Observer observer = observer_of(*group);
+      const RangeSearch search = observer.range_search(weight.dtype);
+      const std::vector<float> shares =
+          observer.shares(importance_of(moments, factors), weight.shape[1]);
       RoundedWeight rounded;
       const bool kept = rounds_here(module);
       if (recipe_.gptq && moments.num_tokens > 0) {
-        NB_TRY(rounded, compensated(module, weight, *group, moments, factors));
+        const Tensor& gram = moments.gram.view();
+        ops_.scale_gram(gram, factors);
+        NB_TRY(rounded, named(module, compensated(weight, gram, *group, search, shares)));
       } else {
-        if (!ops_.all_finite(weight))
-          return make_error(ErrorCode::kInvalidArgument,
-                            "{}.weight: the weight holds NaN or infinity", module);
-        const Observer observer = observer_of(*group);
-        ops_.round(weight, group->format, observer.range_search(weight.dtype),
-                   observer.shares(importance_of(moments, factors), weight.shape[1]),
-                   kept ? &rounded : nullptr);
+        ops_.round(weight, group->format, search, shares, kept ? &rounded : nullptr);
       }
       if (kept)
         rounded_[module] =
@@ -543,6 +544,7 @@ class Calibration {
   QuantOps& ops_;
   bool on_host_;
   bool propagate_;
+  DeviceMemory compensation_room_;
   std::vector<std::vector<SmoothingMapping>> mappings_;  // by layer
   Json decisions_;                                       // of the layer at work
   std::map<std::string, PackedWeight> rounded_;          // of the layer at work

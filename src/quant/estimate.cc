@@ -63,6 +63,45 @@ Result<double> measure_rounding(const QuantizationGroup& group, Device& device, 
   return static_cast<double>(size * size) / seconds_of(round);
 }
 
+// Of each row: GPTQ updates half per column, refinement all of it at its start and in its sweeps.
+// The factor takes n^3 / 3 multiplications.
+double compensation_flops(double rows, double columns, const Compensation& compensation) {
+  const double per_row = compensation.refinement ? 9 : 1;
+  return per_row * rows * columns * columns + 2.0 / 3 * columns * columns * columns;
+}
+
+// FLOP/s of GPTQ and refinement.
+Result<double> measure_compensation(const QuantizationGroup& group, Compensation compensation,
+                                    Device& device, QuantOps& ops) {
+  const int64_t size = device.memory().is_host ? 512 : 4096;
+  const OwnedTensor values(DType::kBF16, {size, size});
+  const OwnedTensor moments(DType::kF32, {size, size});
+  const auto value = [](int64_t i) { return static_cast<float>(i % 37) / 37.0f - 0.5f; };
+  for (int64_t i = 0; i < size; ++i)
+    for (int64_t k = 0; k < size; ++k) {
+      values.view().as<BFloat16>()[i * size + k] = BFloat16(value(i * size + k));
+      moments.view().as<float>()[i * size + k] = value(i) * value(k) + (i == k ? 1.0f : 0.0f);
+    }
+  NB_TRY(const OwnedTensor weight,
+         OwnedTensor::on(device, DType::kBF16, values.view().shape, "a trial"));
+  NB_TRY(const OwnedTensor gram,
+         OwnedTensor::on(device, DType::kF32, moments.view().shape, "a trial"));
+  to_device(device, values.view(), weight.view());
+  to_device(device, moments.view(), gram.view());
+  NB_TRY(const DeviceMemory room,
+         device.allocate(ops.compensation_bytes(size, size, group.format), "a trial"));
+  compensation.room = room.data();
+  Status done;
+  const double seconds = seconds_of([&] {
+    const auto rounded =
+        ops.compensate(weight.view(), gram.view(), group.format, {}, {}, compensation);
+    if (!rounded) done = rounded.error();
+  });
+  NB_TRY_STATUS(done);
+  const auto n = static_cast<double>(size);
+  return compensation_flops(n, n, compensation) / seconds;
+}
+
 size_t packed_bytes(const LinearModule& module, const QuantFormat& format, size_t scale_size) {
   const auto groups = static_cast<size_t>(format.num_groups(module.in_features));
   size_t bytes = static_cast<size_t>(module.out_features) *
@@ -94,10 +133,10 @@ Result<QuantizeEstimate> estimate_quantization(const fs::path& source,
   QuantOps& ops = gpu != nullptr ? *gpu->quant_ops() : host_ops;
   QuantizeEstimate estimate;
   NB_TRY(estimate.flops_per_second, measure_products(device));
-  double host_flops_per_second = estimate.flops_per_second;
-  if (gpu != nullptr && recipe.gptq) {
-    NB_TRY(host_flops_per_second, measure_products(*cpu));
-  }
+  Compensation compensation;
+  if (recipe.gptq) compensation.gptq = *recipe.gptq;
+  if (options.calibrated.mode.has(Improvement::kRefinement)) compensation.refinement.emplace();
+  const bool compensates_there = gpu != nullptr && !ops.compensates_slowly();
 
   size_t largest_tensor = 0;
   double num_parameters = 0;  // of the decoder layers
@@ -110,7 +149,8 @@ Result<QuantizeEstimate> estimate_quantization(const fs::path& source,
     }
   estimate.output_bytes = estimate.source_bytes;
   double num_rounded = 0;
-  double compensation_flops = 0;
+  double compensating = 0;
+  double compensations_per_second = 0;
   double gram_flops_per_token = 0;
   int64_t widest = 0;
   double weights_per_second = 0;
@@ -130,12 +170,14 @@ Result<QuantizeEstimate> estimate_quantization(const fs::path& source,
     estimate.output_bytes += packed_bytes(module, group.format, dtype_size(weight.dtype));
     const auto columns = static_cast<double>(module.in_features);
     num_rounded += static_cast<double>(module.out_features) * columns;
-    // Of each row: GPTQ updates half per column, refinement all of it at its start and in its
-    // sweeps. The factor takes n^3 / 3 multiplications.
     if (recipe.gptq) {
-      const double per_row = options.calibrated.mode.has(Improvement::kRefinement) ? 9 : 1;
-      compensation_flops += per_row * static_cast<double>(module.out_features) * columns * columns +
-                            2.0 / 3 * columns * columns * columns;
+      if (compensations_per_second == 0) {
+        NB_TRY(compensations_per_second,
+               measure_compensation(group, compensation, compensates_there ? device : *cpu,
+                                    compensates_there ? ops : host_ops));
+      }
+      compensating +=
+          compensation_flops(static_cast<double>(module.out_features), columns, compensation);
     }
     if (recipe.gptq || module.name.ends_with("down_proj"))
       gram_flops_per_token += 2 * columns * columns;
@@ -158,18 +200,16 @@ Result<QuantizeEstimate> estimate_quantization(const fs::path& source,
     passes = 2 + num_candidates * part + finalists * (1 - part);
   }
   const double flops = num_tokens * (2 * num_parameters * passes + gram_flops_per_token);
-  // Most of it is double, all of it without fused additions: a fifth of the speed of a Linear.
-  estimate.seconds += flops / estimate.flops_per_second +
-                      5 * compensation_flops / host_flops_per_second +
-                      trials * num_rounded / weights_per_second;
+  estimate.seconds += flops / estimate.flops_per_second + trials * num_rounded / weights_per_second;
+  if (recipe.gptq) estimate.seconds += compensating / compensations_per_second;
   const auto activation = static_cast<size_t>(num_tokens) * static_cast<size_t>(spec.hidden_size) *
                           (gpu != nullptr ? 2 : sizeof(float));
   const size_t activations = kActivationsAlive * activation;
   const bool spilled = activations > options.calibrated.spill.memory_limit;
   const auto square = static_cast<size_t>(widest) * static_cast<size_t>(widest);
   const auto layer_bytes = static_cast<size_t>(num_parameters) / spec.layers.size() * 2;
-  estimate.memory_bytes =
-      3 * layer_bytes + square * (recipe.gptq ? 28 : 8) + (spilled ? 0 : activations);
+  estimate.memory_bytes = 3 * layer_bytes + square * (recipe.gptq && !compensates_there ? 28 : 8) +
+                          (spilled ? 0 : activations);
   estimate.disk_bytes =
       (spilled ? activations : 0) + 2 * activation + (recipe.gptq ? estimate.output_bytes : 0);
   return estimate;

@@ -3,23 +3,17 @@
 // Source: Frantar et al., "GPTQ", arXiv:2210.17323, algorithm 1.
 #pragma once
 
-#include "quant/observer.h"
-#include "quant/rtn.h"
+#include "base/result.h"
+#include "quant/range_search.h"
 
 namespace nibble {
 
-struct GptqSettings {
-  float dampening = 0.01f;  // added to the diagonal, as a part of its mean
-  // Most important columns first. Group ranges then come from the weight as it was.
-  bool act_order = true;
-};
-
-// weight [rows, columns] F32, BF16 or F16. hessian [columns, columns] F32: sum of x'x over the
-// inputs of this weight; importance as in observer.h; a column that never saw a value is set to
-// zero. kInvalidArgument when the weight or the hessian is not finite, or no dampening makes it
+// weight [rows, columns] F32, BF16 or F16, finite. hessian [columns, columns] F32: sum of x'x over
+// the inputs of this weight; search and shares as find_ranges() takes them; a column that never saw
+// a value is set to zero. kInvalidArgument when the hessian is not finite, or no dampening makes it
 // positive definite.
 Result<QuantizedWeight> gptq(const Tensor& weight, const Tensor& hessian, const QuantFormat& format,
-                             const Observer& observer, std::span<const float> importance,
+                             const RangeSearch& search, std::span<const float> shares,
                              const GptqSettings& settings, ThreadPool& pool);
 
 }  // namespace nibble

@@ -5,8 +5,10 @@
 #include <cmath>
 #include <cstring>
 
+#include "quant/gptq.h"
 #include "quant/group_quant.h"
 #include "quant/packed_weight.h"
+#include "quant/refine.h"
 #include "quant/rtn.h"
 
 namespace nibble {
@@ -100,6 +102,25 @@ bool HostQuantOps::trial_weight(const Tensor& weight, std::span<const double> sc
   round(out, format, search, importance, nullptr);
   scale_columns(out, factors);
   return true;
+}
+
+void HostQuantOps::scale_gram(const Tensor& gram, std::span<const double> factors) {
+  const double* f = factors.data();
+  edit_rows(gram, 0, pool_,
+            [f](int64_t r, int64_t c, double value) { return value * f[r] * f[c]; });
+}
+
+Result<RoundedWeight> HostQuantOps::compensate(const Tensor& weight, const Tensor& gram,
+                                               const QuantFormat& format, const RangeSearch& search,
+                                               std::span<const float> importance,
+                                               const Compensation& compensation) {
+  NB_TRY(QuantizedWeight quantized,
+         gptq(weight, gram, format, search, importance, compensation.gptq, pool_));
+  if (compensation.refinement)
+    refine(weight, gram, format, *compensation.refinement, quantized, pool_);
+  RoundedWeight rounded = pack_rounded(weight, quantized, format, pool_);
+  dequantize_weight(quantized, format, weight, pool_);
+  return rounded;
 }
 
 void HostQuantOps::add_moments(const Tensor& x, const Tensor& sums) {

@@ -23,6 +23,13 @@ class HostQuantOps final : public QuantOps {
                     std::span<const double> factors, const QuantFormat& format,
                     const RangeSearch& search, std::span<const float> importance,
                     const Tensor& out) override;
+  void scale_gram(const Tensor& gram, std::span<const double> factors) override;
+  Result<RoundedWeight> compensate(const Tensor& weight, const Tensor& gram,
+                                   const QuantFormat& format, const RangeSearch& search,
+                                   std::span<const float> importance,
+                                   const Compensation& compensation) override;
+  bool compensates_slowly() const override { return false; }
+  size_t compensation_bytes(int64_t, int64_t, const QuantFormat&) const override { return 0; }
   void add_moments(const Tensor& x, const Tensor& sums) override;
   void add_gram(const Tensor& x, const Tensor& gram) override;
   void add_squared_difference(const Tensor& a, const Tensor& b, double* sum) override;

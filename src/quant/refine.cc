@@ -8,6 +8,7 @@
 #include <cmath>
 #include <span>
 
+#include "device/column_order.h"
 #include "quant/ordered_products.h"
 
 namespace nibble {
@@ -241,12 +242,7 @@ class Refiner {
 
 RefineResult refine(const Tensor& weight, const Tensor& hessian, const QuantFormat& format,
                     const RefineSettings& settings, QuantizedWeight& quantized, ThreadPool& pool) {
-  const int64_t columns = weight.shape[1];
-  double mean = 0;
-  for (int64_t c = 0; c < columns; ++c)
-    mean += static_cast<double>(hessian.as<const float>()[c * columns + c]);
-  const double damp = static_cast<double>(settings.dampening) * mean / static_cast<double>(columns);
-
+  const double damp = static_cast<double>(settings.dampening) * mean_of(diagonal_of(hessian));
   const auto num_rows = static_cast<size_t>(weight.shape[0]);
   std::vector<RefineResult> of_tasks((num_rows + kRowsOfTask - 1) / kRowsOfTask);
   pool.for_pieces(num_rows, kRowsOfTask, [&](size_t begin, size_t end) {

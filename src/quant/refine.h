@@ -3,14 +3,10 @@
 // Coordinate descent on E = (W - V) H (W - V)', row by row.
 #pragma once
 
+#include "device/quant_ops.h"
 #include "quant/packed_weight.h"
 
 namespace nibble {
-
-struct RefineSettings {
-  int sweeps = 4;           // over all integers and scales of a row; a sweep without change ends it
-  float dampening = 0.01f;  // added to the diagonal of H, as a part of its mean
-};
 
 struct RefineResult {
   double error_before = 0;  // E, dampened

@@ -38,6 +38,34 @@ class CudaQuantProperty : public testing::Test {
     for (double& value : values) value = std::exp(std::normal_distribution<double>()(random_));
     return values;
   }
+  // Of inputs that share a few directions and never reach some columns.
+  HostTensor gram_of_correlated(int64_t columns) {
+    const int64_t tokens = 2 * columns;
+    const std::vector<float> shared = test::normal_values(random_, columns, 1);
+    std::vector<float> x = test::normal_values(random_, tokens * columns, 1);
+    for (int64_t t = 0; t < tokens; ++t) {
+      const auto common = static_cast<float>(pick(-3, 3));
+      for (int64_t c = 0; c < columns; ++c) {
+        float& value = x[static_cast<size_t>(t * columns + c)];
+        value = c % 41 == 7 ? 0 : value + common * shared[static_cast<size_t>(c)];
+      }
+    }
+    const HostTensor gram(DType::kF32, {columns, columns});
+    host().add_gram(HostTensor(DType::kF32, {tokens, columns}, x).view(), gram.view());
+    return gram;
+  }
+  // In as much memory as it asks for.
+  Result<RoundedWeight> on_gpu_compensated(const Tensor& weight, const Tensor& gram,
+                                           const QuantFormat& grid, const RangeSearch& search,
+                                           std::span<const float> shares,
+                                           Compensation compensation) {
+    const DeviceMemory room =
+        test::gpu()
+            ->allocate(gpu().compensation_bytes(weight.shape[0], weight.shape[1], grid), "test")
+            .value();
+    compensation.room = room.data();
+    return gpu().compensate(weight, gram, grid, search, shares, compensation);
+  }
   QuantFormat format() {
     constexpr int kGroups[] = {32, 64, 128, -1};
     return {.num_bits = pick(0, 3) == 0 ? 8 : 4,
@@ -97,6 +125,79 @@ TEST_F(CudaQuantProperty, RoundingAndTrialsAreTheSameInEveryBit) {
         host().trial_weight(w.view(), scales, factors, grid, search, shares, values.view()));
     ASSERT_TRUE(gpu().trial_weight(on_gpu, scales, factors, grid, search, shares, values_on_gpu));
     expect_same_bytes(values_on_gpu.host(), values, "trial");
+  }
+}
+
+TEST_F(CudaQuantProperty, CompensationIsTheSameInEveryBit) {
+  constexpr const char* kObservers[] = {"memoryless_minmax", "mse", "imatrix_mse"};
+  for (int trial = 0; trial < 40; ++trial) {
+    const DType dtype = trial % 2 == 0 ? DType::kBF16 : DType::kF16;
+    QuantFormat grid = format();
+    const int64_t columns = trial % 5 == 4        ? 130 + pick(1, 200)
+                            : grid.group_size < 0 ? pick(1, 140)
+                                                  : grid.group_size * pick(1, 5);
+    if (trial % 5 == 4) grid.group_size = -1;
+    const HostTensor w = weight(dtype, {pick(1, 150), columns});
+    const Observer observer = make_observer(kObservers[trial % 3]).value();
+    const RangeSearch search = observer.range_search(dtype);
+    std::vector<float> importance;
+    for (const double value : positive(columns)) importance.push_back(static_cast<float>(value));
+    const std::vector<float> shares = observer.shares(importance, columns);
+    Compensation compensation;
+    compensation.gptq.act_order = trial % 4 < 2;
+    if (trial % 3 != 0) compensation.refinement = {.sweeps = pick(0, 4), .dampening = 0.02f};
+    SCOPED_TRACE(kObservers[trial % 3] + std::string(" of ") + w.view().shape.to_string() +
+                 " in groups of " + std::to_string(grid.group_size) + ", trial " +
+                 std::to_string(trial));
+
+    const HostTensor gram = gram_of_correlated(columns);
+    const DeviceTensor gram_on_gpu(gram);
+    const std::vector<double> factors = positive(columns);
+    host().scale_gram(gram.view(), factors);
+    gpu().scale_gram(gram_on_gpu, factors);
+    expect_same_bytes(gram_on_gpu.host(), gram, "gram");
+
+    const DeviceTensor on_gpu(w);
+    const Result<RoundedWeight> found =
+        on_gpu_compensated(on_gpu, gram_on_gpu, grid, search, shares, compensation);
+    const Result<RoundedWeight> expected =
+        host().compensate(w.view(), gram.view(), grid, search, shares, compensation);
+    ASSERT_TRUE(expected) << expected.error().message;
+    ASSERT_TRUE(found) << found.error().message;
+    EXPECT_EQ(found->packed, expected->packed);
+    EXPECT_EQ(found->parameters.scale, expected->parameters.scale);
+    EXPECT_EQ(found->parameters.zero_point, expected->parameters.zero_point);
+    EXPECT_NEAR(found->squared_error, expected->squared_error, 1e-9 * expected->squared_error);
+    expect_same_bytes(on_gpu.host(), w, "compensated");
+  }
+}
+
+TEST_F(CudaQuantProperty, DampeningGoesAsFarAsOnTheHost) {
+  const auto pairs = [](float beside) {
+    std::vector<float> gram(size_t{64} * 64);
+    for (size_t i = 0; i < 64; ++i) {
+      gram[i * 64 + i] = 1;
+      gram[i * 64 + (i ^ 1)] = beside;
+    }
+    return HostTensor(DType::kF32, {64, 64}, gram);
+  };
+  const QuantFormat grid{.num_bits = 4, .group_size = 32, .symmetric = false};
+  const HostTensor w = weight(DType::kBF16, {20, 64});
+  for (const float beside : {1.5f, 100.0f, NAN}) {
+    HostTensor gram = pairs(beside);
+    if (std::isnan(beside)) gram.view().as<float>()[0] = NAN;
+    const HostTensor values(DType::kBF16, w.view().shape, w.floats());
+    const DeviceTensor on_gpu(w);
+    const auto found = on_gpu_compensated(on_gpu, DeviceTensor(gram), grid, {}, {}, {});
+    const auto expected = host().compensate(values.view(), gram.view(), grid, {}, {}, {});
+    ASSERT_EQ(bool(found), bool(expected)) << beside;
+    EXPECT_EQ(bool(found), beside == 1.5f);
+    if (found) {
+      EXPECT_EQ(found->packed, expected->packed);
+    } else {
+      EXPECT_EQ(found.error().message, expected.error().message);
+    }
+    expect_same_bytes(on_gpu.host(), values, "weight");
   }
 }
 

@@ -92,6 +92,7 @@ TEST(Gptq, LowersTheOutputErrorOfCorrelatedInputs) {
   const Tensor hessian{gram.data(), DType::kF32, {kColumns, kColumns}};
   const QuantFormat format{.num_bits = 4, .group_size = 32, .symmetric = false};
   const auto observer = make_observer("memoryless_minmax").value();
+  const RangeSearch search = observer.range_search(weight.dtype);
   ThreadPool pool(2);
   const auto output_error = [&](const QuantizedWeight& quantized) {
     OwnedTensor values(DType::kF32, weight.shape);
@@ -111,13 +112,13 @@ TEST(Gptq, LowersTheOutputErrorOfCorrelatedInputs) {
   };
   const double nearest = output_error(round_to_nearest(weight, format, observer, {}, pool).value());
   for (const bool act_order : {false, true}) {
-    const auto rounded = gptq(weight, hessian, format, observer, {}, {0.01f, act_order}, pool);
+    const auto rounded = gptq(weight, hessian, format, search, {}, {0.01f, act_order}, pool);
     ASSERT_TRUE(rounded) << rounded.error().message;
     EXPECT_LT(output_error(*rounded), 0.5 * nearest) << act_order;
   }
   // Refinement only ever lowers the output error, from a good start and from a poor one.
   for (QuantizedWeight start : {round_to_nearest(weight, format, observer, {}, pool).value(),
-                                gptq(weight, hessian, format, observer, {}, {}, pool).value()}) {
+                                gptq(weight, hessian, format, search, {}, {}, pool).value()}) {
     const double before = output_error(start);
     RefineSettings exact;
     exact.dampening = 0;
@@ -130,10 +131,10 @@ TEST(Gptq, LowersTheOutputErrorOfCorrelatedInputs) {
   // Uncorrelated inputs leave nothing to make good: the same integers as rounding to nearest.
   std::ranges::fill(gram, 0.0f);
   for (int64_t i = 0; i < kColumns; ++i) gram[static_cast<size_t>(i * kColumns + i)] = 2;
-  EXPECT_EQ(gptq(weight, hessian, format, observer, {}, {0.01f, false}, pool)->integers,
+  EXPECT_EQ(gptq(weight, hessian, format, search, {}, {0.01f, false}, pool)->integers,
             round_to_nearest(weight, format, observer, {}, pool)->integers);
   gram[0] = NAN;
-  EXPECT_FALSE(gptq(weight, hessian, format, observer, {}, {}, pool));
+  EXPECT_FALSE(gptq(weight, hessian, format, search, {}, {}, pool));
 }
 
 TEST(Imatrix, WhatMattersIsRoundedBetter) {

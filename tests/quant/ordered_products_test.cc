@@ -112,11 +112,10 @@ TEST(Gptq, BlocksChangeNoBit) {
             x[static_cast<size_t>(t * kIn + i)] * x[static_cast<size_t>(t * kIn + k)];
   const Tensor weight{w.data(), DType::kF32, {kOut, kIn}};
   const Tensor hessian{gram.data(), DType::kF32, {kIn, kIn}};
-  const Observer observer = make_observer("memoryless_minmax").value();
   ThreadPool pool(2);
   for (const int group_size : {32, 64, 160}) {
     const QuantFormat format{4, group_size, false};
-    const auto rounded = gptq(weight, hessian, format, observer, {}, {}, pool);
+    const auto rounded = gptq(weight, hessian, format, {}, {}, {}, pool);
     ASSERT_TRUE(rounded) << rounded.error().message;
     EXPECT_EQ(rounded->integers,
               column_by_column(weight, hessian, format, rounded->parameters, pool))

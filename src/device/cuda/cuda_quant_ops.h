@@ -3,6 +3,8 @@
 // scratch.
 #pragma once
 
+#include "device/column_order.h"
+#include "device/cuda/compensation.h"
 #include "device/cuda/quantize.h"
 #include "device/cuda/workspace.h"
 #include "device/quant_ops.h"
@@ -45,6 +47,14 @@ class CudaQuantOps final : public QuantOps {
                     std::span<const double> factors, const QuantFormat& format,
                     const RangeSearch& search, std::span<const float> importance,
                     const Tensor& out) override;
+  void scale_gram(const Tensor& gram, std::span<const double> factors) override;
+  Result<RoundedWeight> compensate(const Tensor& weight, const Tensor& gram,
+                                   const QuantFormat& format, const RangeSearch& search,
+                                   std::span<const float> importance,
+                                   const Compensation& compensation) override;
+  bool compensates_slowly() const override;
+  size_t compensation_bytes(int64_t rows, int64_t columns,
+                            const QuantFormat& format) const override;
   void add_moments(const Tensor& x, const Tensor& sums) override;
   void add_gram(const Tensor& x, const Tensor& gram) override;
   void add_squared_difference(const Tensor& a, const Tensor& b, double* sum) override;
@@ -54,10 +64,22 @@ class CudaQuantOps final : public QuantOps {
   template <class T>
   std::remove_const_t<T>* uploaded(std::span<T> values, GrowingBuffer& buffer);
   template <class T>
+  void copy_to(std::remove_const_t<T>* to, std::span<T> values);
+  template <class T>
   void to_host(std::span<T> to, const T* from);
   GridView grid_of(const Tensor& weight, const QuantFormat& format);
-  void find_ranges(const Tensor& weight, const RangeSearch& search,
-                   std::span<const float> importance, const GridView& grid);
+  // Operands of a search to the device.
+  RangeSearchLaunch prepared(const RangeSearch& search, std::span<const float> importance);
+  // Fills the grid's integers of the rows into words, replaces the rows by their values. `integers`
+  // [rows, columns], or null: to the nearest.
+  void round_rows(const Tensor& weight, const GridView& grid, const int8_t* integers,
+                  RoundedWeight* rounded);
+  // U of the dampened gram, its columns in their order, to `u`; false when no dampening serves.
+  struct CompensationRoom;
+  bool invert(const Tensor& gram, const ColumnOrder& order, float dampening,
+              const CompensationRoom& room);
+  void refine(const RoundingView& rounding, const Tensor& gram, double damp, int sweeps,
+              const CompensationRoom& room);
   // Rows whose integers fit the scratch at once.
   int64_t rows_at_once(int64_t columns, size_t bytes_per_value) const;
   // The first of `count` elements, zero; and what it holds later, waited for.
@@ -65,6 +87,8 @@ class CudaQuantOps final : public QuantOps {
   T* cleared(GrowingBuffer& buffer, int64_t count);
   template <class T>
   T value_of(GrowingBuffer& buffer);
+  template <class T>
+  T value_at(const T* at);
 
   cudaStream_t stream_;
   Workspace& workspace_;
@@ -73,6 +97,7 @@ class CudaQuantOps final : public QuantOps {
   GrowingBuffer flags_;  // one word each: values not finite, steps that improved
   GrowingBuffer sums_;   // a result and partial sums
   GrowingBuffer partials_;
+  GrowingBuffer diagonal_;
   const float* uploaded_powers_ = nullptr;
 };
 

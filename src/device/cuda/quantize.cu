@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "device/cuda/grid_values.cuh"
 #include "device/cuda/scalar.cuh"
 
 namespace nibble::cuda {
@@ -96,18 +97,6 @@ __device__ __forceinline__ void group_parameters(float low, float high, const Gr
     if (zero == zero) *zero_point = rintf(fminf(fmaxf(zero, qmin), qmax));
   }
   if (*scale == 0.0f) *scale = Limits<T>::kEpsilon;
-}
-
-template <class T>
-__device__ __forceinline__ float grid_position(float w, float scale, float zero, float qmin,
-                                               float qmax) {
-  const float shifted = rounded<T>(__fadd_rn(rounded<T>(__fdiv_rn(w, scale)), zero));
-  return rintf(fminf(fmaxf(shifted, qmin), qmax));
-}
-
-template <class T>
-__device__ __forceinline__ float grid_value(float q, float scale, float zero) {
-  return rounded<T>(__fmul_rn(rounded<T>(__fsub_rn(q, zero)), scale));
 }
 
 template <class T>
@@ -287,8 +276,9 @@ struct SnapToGrid {
 
 // A thread per word of packed integers.
 template <class T>
-__global__ void round_rows_kernel(T* weight, int64_t columns, GridOf grid, int64_t begin,
-                                  int64_t words, int64_t count, int32_t* packed, double* partials) {
+__global__ void round_rows_kernel(T* weight, int64_t columns, GridOf grid, const int8_t* integers,
+                                  int64_t begin, int64_t words, int64_t count, int32_t* packed,
+                                  double* partials) {
   const int num_bits = grid.grid.num_bits;
   const int per_word = 32 / num_bits;
   double squared_error = 0;
@@ -301,7 +291,8 @@ __global__ void round_rows_kernel(T* weight, int64_t columns, GridOf grid, int64
     for (int k = 0; k < per_word && first + k < columns; ++k) {
       T& at = weight[row * columns + first + k];
       const int64_t group = grid.group(row, first + k);
-      const float q = __fadd_rn(grid.position(group, at), 0.0f);
+      const float q = integers != nullptr ? static_cast<float>(integers[row * columns + first + k])
+                                          : __fadd_rn(grid.position(group, at), 0.0f);
       const T value = grid.value<T>(group, q);
       const auto w = static_cast<double>(to_float(at));
       const double error = w - static_cast<double>(to_float(value));
@@ -404,8 +395,9 @@ void launch_find_ranges(const WeightView& weight, const RangeSearchLaunch& searc
   });
 }
 
-int launch_round_rows(const WeightView& weight, const GridView& grid, int64_t begin, int64_t end,
-                      int32_t* packed, double* partials, cudaStream_t stream) {
+int launch_round_rows(const WeightView& weight, const GridView& grid, const int8_t* integers,
+                      int64_t begin, int64_t end, int32_t* packed, double* partials,
+                      cudaStream_t stream) {
   const int per_word = 32 / grid.num_bits;
   const int64_t words = (weight.columns + per_word - 1) / per_word;
   const int64_t count = (end - begin) * words;
@@ -415,8 +407,8 @@ int launch_round_rows(const WeightView& weight, const GridView& grid, int64_t be
   with_type(weight.type, [&](auto type) {
     using T = typename decltype(type)::type;
     round_rows_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(
-        static_cast<T*>(weight.values), weight.columns, GridOf(weight, grid), begin, words, count,
-        packed, partials);
+        static_cast<T*>(weight.values), weight.columns, GridOf(weight, grid), integers, begin,
+        words, count, packed, partials);
     NB_CUDA_LAUNCHED();
   });
   return blocks;

@@ -52,11 +52,13 @@ void launch_find_ranges(const WeightView& weight, const RangeSearchLaunch& searc
                         const GridView& grid, cudaStream_t stream);
 
 constexpr int kRoundingPartials = 1024;  // blocks of launch_round_rows() at most
-// Rows [begin, end) of the weight become values of the grid; their integers go to packed [end -
-// begin, words], lowest bits first, each + 2^(bits - 1). partials [kRoundingPartials, 2] gets, by
-// block, the sums of (weight - value)^2 and weight^2; returns the number of blocks.
-int launch_round_rows(const WeightView& weight, const GridView& grid, int64_t begin, int64_t end,
-                      int32_t* packed, double* partials, cudaStream_t stream);
+// Rows [begin, end) of the weight become values of the grid: of `integers` [rows, columns], or,
+// where that is null, the nearest. Integers go to packed [end - begin, words], lowest bits first,
+// each + 2^(bits - 1). partials [kRoundingPartials, 2] gets, by block, the sums of (weight -
+// value)^2 and weight^2; returns the number of blocks.
+int launch_round_rows(const WeightView& weight, const GridView& grid, const int8_t* integers,
+                      int64_t begin, int64_t end, int32_t* packed, double* partials,
+                      cudaStream_t stream);
 // Each value of the weight to its place on the grid, and that times factors by column, rounded
 // each.
 void launch_snap_to_grid(const WeightView& weight, const GridView& grid, const double* factors,
