@@ -116,6 +116,18 @@ TEST(ThreadPool, EveryIndexOnceWhateverTheGrain) {
   }
 }
 
+TEST(ThreadPool, PiecesAreTheSameWhateverTheThreads) {
+  for (const int threads : {1, 4}) {
+    ThreadPool pool(threads);
+    for (const size_t count : {0, 1, 64, 130}) {
+      std::vector<std::atomic<size_t>> ends(count);  // by where a piece begins
+      pool.for_pieces(count, 64, [&](size_t begin, size_t end) { ends[begin] = end; });
+      for (size_t i = 0; i < count; ++i)
+        EXPECT_EQ(ends[i], i % 64 != 0 ? 0 : std::min(i + 64, count)) << i << " of " << count;
+    }
+  }
+}
+
 TEST(Options, CountsTakeDecimalAndBinarySuffixes) {
   EXPECT_EQ(parse_count("4096").value(), 4096);
   EXPECT_EQ(parse_count("25.6k").value(), 25'600);

@@ -181,7 +181,8 @@ def a_drain_refuses_the_new_and_finishes_the_old(nibble):
     with Served(nibble, "--max-model-len", "4096") as server:
         results = []
         # Long enough not to end before the new ones have been refused.
-        threads = in_background(3, stream, server.port, results, max_tokens=800, ignore_eos=True)
+        threads = in_background(3, stream, server.port, results, max_tokens=3000,
+                                ignore_eos=True)
         wait_until("requests run", lambda: server.metric("vllm:num_requests_running") == 3)
         server.process.send_signal(signal.SIGTERM)
         wait_until("not ready", lambda: server.request("GET", "/ready")[0] == 503)
