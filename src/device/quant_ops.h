@@ -95,9 +95,6 @@ class QuantOps {
                                            const QuantFormat& format, const RangeSearch& search,
                                            std::span<const float> importance,
                                            const Compensation& compensation) = 0;
-  // Whether compensate() should be left to the host's cores: it computes in double precision, for
-  // which many a GPU has few units.
-  virtual bool compensates_slowly() const = 0;
   // What compensate() takes of the device's memory beside its operands; never less for more rows or
   // columns.
   virtual size_t compensation_bytes(int64_t rows, int64_t columns,

@@ -139,7 +139,7 @@ class Calibration {
   }
 
   Status reserve_compensation() {
-    if (!recipe_.gptq || ops_.compensates_slowly()) return {};
+    if (!recipe_.gptq) return {};
     size_t most = 0;
     for (const LinearModule& module : linear_modules(spec_))
       if (const QuantizationGroup* group = group_of(module.name))
@@ -470,22 +470,6 @@ class Calibration {
     return importance;
   }
 
-  // By GPTQ and refinement, on the device or, where that is faster, on the host.
-  Result<RoundedWeight> compensated(const Tensor& weight, const Tensor& gram,
-                                    const QuantizationGroup& group, const RangeSearch& search,
-                                    std::span<const float> shares) {
-    Compensation compensation{.gptq = *recipe_.gptq, .room = compensation_room_.data()};
-    if (options_.mode.has(Improvement::kRefinement)) compensation.refinement.emplace();
-    if (!ops_.compensates_slowly())
-      return ops_.compensate(weight, gram, group.format, search, shares, compensation);
-    const OwnedTensor host_weight = to_host(device_, weight);
-    NB_TRY(RoundedWeight rounded,
-           host_ops_.compensate(host_weight.view(), to_host(device_, gram).view(), group.format,
-                                search, shares, compensation));
-    to_device(device_, host_weight.view(), weight);
-    return rounded;
-  }
-
   // Rounds what `values` holds of quantized weights in place, and hands the stream on.
   Status round_layer(int layer, WorkingLayer& working,
                      const std::map<std::string, std::vector<double>>& input_scales,
@@ -515,7 +499,10 @@ class Calibration {
       if (recipe_.gptq && moments.num_tokens > 0) {
         const Tensor& gram = moments.gram.view();
         ops_.scale_gram(gram, factors);
-        NB_TRY(rounded, named(module, compensated(weight, gram, *group, search, shares)));
+        Compensation compensation{.gptq = *recipe_.gptq, .room = compensation_room_.data()};
+        if (options_.mode.has(Improvement::kRefinement)) compensation.refinement.emplace();
+        NB_TRY(rounded, named(module, ops_.compensate(weight, gram, group->format, search, shares,
+                                                      compensation)));
       } else {
         ops_.round(weight, group->format, search, shares, kept ? &rounded : nullptr);
       }

@@ -136,7 +136,6 @@ Result<QuantizeEstimate> estimate_quantization(const fs::path& source,
   Compensation compensation;
   if (recipe.gptq) compensation.gptq = *recipe.gptq;
   if (options.calibrated.mode.has(Improvement::kRefinement)) compensation.refinement.emplace();
-  const bool compensates_there = gpu != nullptr && !ops.compensates_slowly();
 
   size_t largest_tensor = 0;
   double num_parameters = 0;  // of the decoder layers
@@ -172,9 +171,7 @@ Result<QuantizeEstimate> estimate_quantization(const fs::path& source,
     num_rounded += static_cast<double>(module.out_features) * columns;
     if (recipe.gptq) {
       if (compensations_per_second == 0) {
-        NB_TRY(compensations_per_second,
-               measure_compensation(group, compensation, compensates_there ? device : *cpu,
-                                    compensates_there ? ops : host_ops));
+        NB_TRY(compensations_per_second, measure_compensation(group, compensation, device, ops));
       }
       compensating +=
           compensation_flops(static_cast<double>(module.out_features), columns, compensation);
@@ -208,7 +205,7 @@ Result<QuantizeEstimate> estimate_quantization(const fs::path& source,
   const bool spilled = activations > options.calibrated.spill.memory_limit;
   const auto square = static_cast<size_t>(widest) * static_cast<size_t>(widest);
   const auto layer_bytes = static_cast<size_t>(num_parameters) / spec.layers.size() * 2;
-  estimate.memory_bytes = 3 * layer_bytes + square * (recipe.gptq && !compensates_there ? 28 : 8) +
+  estimate.memory_bytes = 3 * layer_bytes + square * (recipe.gptq && gpu == nullptr ? 28 : 8) +
                           (spilled ? 0 : activations);
   estimate.disk_bytes =
       (spilled ? activations : 0) + 2 * activation + (recipe.gptq ? estimate.output_bytes : 0);

@@ -28,7 +28,6 @@ class HostQuantOps final : public QuantOps {
                                    const QuantFormat& format, const RangeSearch& search,
                                    std::span<const float> importance,
                                    const Compensation& compensation) override;
-  bool compensates_slowly() const override { return false; }
   size_t compensation_bytes(int64_t, int64_t, const QuantFormat&) const override { return 0; }
   void add_moments(const Tensor& x, const Tensor& sums) override;
   void add_gram(const Tensor& x, const Tensor& gram) override;

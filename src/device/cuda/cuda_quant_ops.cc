@@ -233,15 +233,6 @@ struct CudaQuantOps::CompensationRoom {
   }
 };
 
-bool CudaQuantOps::compensates_slowly() const {
-  constexpr int kMostSingles = 8;  // for one double; 2 where there are units for doubles, else 32
-  int device = 0;
-  int singles = 0;
-  NB_CUDA(cudaGetDevice(&device));
-  NB_CUDA(cudaDeviceGetAttribute(&singles, cudaDevAttrSingleToDoublePrecisionPerfRatio, device));
-  return singles > kMostSingles;
-}
-
 size_t CudaQuantOps::compensation_bytes(int64_t rows, int64_t columns,
                                         const QuantFormat& format) const {
   Arena counted;

@@ -52,7 +52,6 @@ class CudaQuantOps final : public QuantOps {
                                    const QuantFormat& format, const RangeSearch& search,
                                    std::span<const float> importance,
                                    const Compensation& compensation) override;
-  bool compensates_slowly() const override;
   size_t compensation_bytes(int64_t rows, int64_t columns,
                             const QuantFormat& format) const override;
   void add_moments(const Tensor& x, const Tensor& sums) override;
