@@ -9,13 +9,15 @@
 namespace nibble::cuda {
 namespace {
 
-constexpr int kTile = 64;   // rows and columns of c
-constexpr int kDepth = 16;  // k of a stage
-constexpr int kThreads = 256;
-constexpr int kSide = 4;  // rows and columns of c a thread has
-constexpr int kPitch = kTile + 4;
-static_assert((kTile / kSide) * (kTile / kSide) == kThreads);
-constexpr int kPieces = kTile * kDepth / kThreads;  // of an operand that a thread moves per stage
+constexpr int kRows = 32;     // of c
+constexpr int kColumns = 64;  // of c
+constexpr int kDepth = 16;    // k of a stage
+constexpr int kSide = 4;      // rows and columns of c a thread has
+constexpr int kThreads = (kRows / kSide) * (kColumns / kSide);
+constexpr int kPadding = 4;  // of rows of shared memory
+// Elements of the operands that a thread moves per stage.
+constexpr int kPiecesOfA = kRows * kDepth / kThreads;
+constexpr int kPiecesOfB = kColumns * kDepth / kThreads;
 
 __device__ __forceinline__ float less_product(float c, float a, float b) {
   return __fsub_rn(c, __fmul_rn(a, b));
@@ -35,8 +37,8 @@ struct AlongDepth {
 struct AcrossDepth {
   int k, other;
   __device__ explicit AcrossDepth(int i)
-      : k(static_cast<int>(threadIdx.x) / kTile + i * (kThreads / kTile)),
-        other(static_cast<int>(threadIdx.x) % kTile) {}
+      : k(static_cast<int>(threadIdx.x) / kColumns + i * (kThreads / kColumns)),
+        other(static_cast<int>(threadIdx.x) % kColumns) {}
 };
 
 template <class T, class B, bool kTransposed>
@@ -47,12 +49,12 @@ __global__ void __launch_bounds__(kThreads)
   struct alignas(sizeof(T) * kSide) Four {
     T values[kSide];
   };
-  __shared__ __align__(32) T left[2][kDepth][kPitch];
-  __shared__ __align__(32) T right[2][kDepth][kPitch];
-  const int64_t first_row = int64_t{blockIdx.y} * kTile;
-  const int64_t first_column = int64_t{blockIdx.x} * kTile;
-  const int row = static_cast<int>(threadIdx.x) / (kTile / kSide) * kSide;
-  const int column = static_cast<int>(threadIdx.x) % (kTile / kSide) * kSide;
+  __shared__ __align__(32) T left[2][kDepth][kRows + kPadding];
+  __shared__ __align__(32) T right[2][kDepth][kColumns + kPadding];
+  const int64_t first_row = int64_t{blockIdx.y} * kRows;
+  const int64_t first_column = int64_t{blockIdx.x} * kColumns;
+  const int row = static_cast<int>(threadIdx.x) / (kColumns / kSide) * kSide;
+  const int column = static_cast<int>(threadIdx.x) % (kColumns / kSide) * kSide;
 
   const int64_t num_rows = product.listed != nullptr ? *product.num_listed : product.rows;
   if (first_row >= num_rows) return;
@@ -63,11 +65,11 @@ __global__ void __launch_bounds__(kThreads)
     return matrix.row(product.listed != nullptr ? product.listed[at] : at);
   };
   T* rows_of_c[kSide];
-  const T* rows_of_a[kPieces];
+  const T* rows_of_a[kPiecesOfA];
 #pragma unroll
   for (int i = 0; i < kSide; ++i) rows_of_c[i] = row_of(c, row + i);
 #pragma unroll
-  for (int i = 0; i < kPieces; ++i) rows_of_a[i] = row_of(a, AlongDepth(i).other);
+  for (int i = 0; i < kPiecesOfA; ++i) rows_of_a[i] = row_of(a, AlongDepth(i).other);
 
   T sums[kSide][kSide];
 #pragma unroll
@@ -81,18 +83,18 @@ __global__ void __launch_bounds__(kThreads)
 
   int64_t depth = product.depth;
   if (product.upper_from >= 0)
-    depth = max(int64_t{0}, min(depth, first_column + kTile - product.upper_from));
+    depth = max(int64_t{0}, min(depth, first_column + kColumns - product.upper_from));
 
-  T left_pieces[kPieces];
-  B right_pieces[kPieces];
+  T left_pieces[kPiecesOfA];
+  B right_pieces[kPiecesOfB];
   const auto read = [&](int64_t from) {
 #pragma unroll
-    for (int i = 0; i < kPieces; ++i) {
+    for (int i = 0; i < kPiecesOfA; ++i) {
       const int64_t k = from + AlongDepth(i).k;
       left_pieces[i] = k < depth && rows_of_a[i] != nullptr ? rows_of_a[i][k] : T{0};
     }
 #pragma unroll
-    for (int i = 0; i < kPieces; ++i) {
+    for (int i = 0; i < kPiecesOfB; ++i) {
       const PlaceOfB of_b(i);
       const int64_t k = from + of_b.k;
       const int64_t at = first_column + of_b.other;
@@ -105,12 +107,15 @@ __global__ void __launch_bounds__(kThreads)
   const auto store = [&](int stage) {
     bool any = false;
 #pragma unroll
-    for (int i = 0; i < kPieces; ++i) {
+    for (int i = 0; i < kPiecesOfA; ++i) {
       const AlongDepth of_a(i);
-      const PlaceOfB of_b(i);
       left[stage][of_a.k][of_a.other] = left_pieces[i];
-      right[stage][of_b.k][of_b.other] = static_cast<T>(right_pieces[i]);
       any |= left_pieces[i] != T{0};
+    }
+#pragma unroll
+    for (int i = 0; i < kPiecesOfB; ++i) {
+      const PlaceOfB of_b(i);
+      right[stage][of_b.k][of_b.other] = static_cast<T>(right_pieces[i]);
     }
     return any;
   };
@@ -146,8 +151,8 @@ template <class T, class B>
 void launch(const OrderedProduct& product, const MatrixView<const T>& a,
             const MatrixView<const B>& b, const MatrixView<T>& c, cudaStream_t stream) {
   if (product.rows == 0 || product.columns == 0) return;
-  const dim3 grid(static_cast<unsigned>((product.columns + kTile - 1) / kTile),
-                  static_cast<unsigned>((product.rows + kTile - 1) / kTile));
+  const dim3 grid(static_cast<unsigned>((product.columns + kColumns - 1) / kColumns),
+                  static_cast<unsigned>((product.rows + kRows - 1) / kRows));
   if (product.b_transposed) {
     subtract_products_kernel<T, B, true><<<grid, kThreads, 0, stream>>>(product, a, b, c);
   } else {
