@@ -1,4 +1,5 @@
 // nibble quantize MODEL OUT: from a checkpoint and a recipe to a 4-bit checkpoint.
+#include <signal.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -13,6 +14,8 @@
 
 namespace nibble::cli {
 namespace {
+
+constexpr int kExitInterrupted = 5;  // and resumable
 
 struct QuantizeFlags {
   std::string model;
@@ -33,7 +36,7 @@ struct QuantizeFlags {
   std::vector<std::string> without;
   std::string norm_roundtrip = "once";
   bool all_experts = true;
-  bool resume = false;
+  bool resume = false;  // the same command goes on by itself; scripts may say so
   size_t max_memory = size_t{8} << 30;
   int num_threads = 0;
   size_t max_shard_bytes = 20'000'000'000;
@@ -71,7 +74,8 @@ struct QuantizeFlags {
              {"once", "upstream"});
     v.option("calibrate-all-experts", &all_experts,
              "every expert of a mixture sees every token; --no-... only those routed to it");
-    v.option("resume", &resume, "go on with an interrupted run of the same command");
+    v.option("resume", &resume,
+             "go on with an interrupted run: the same command does so, with or without this");
     v.option(
         "activation-memory", &max_memory,
         "bytes of calibration activations held in memory; beyond, they live in a file beside OUT");
@@ -179,6 +183,22 @@ void print_layer(const LayerSummary& layer, int num_done, std::chrono::duration<
   std::fprintf(stderr, "%s\n", line.c_str());
 }
 
+// Nothing is lost when a calibrated run is stopped: its journal is durable at any moment.
+void say_how_to_go_on() {
+  struct sigaction on_stop {};
+  on_stop.sa_handler = [](int) {
+    constexpr std::string_view kText =
+        "\nnibble: interrupted; the same command goes on behind the last finished layer\n";
+    (void)!::write(STDERR_FILENO, kText.data(), kText.size());
+    ::_exit(kExitInterrupted);
+  };
+  for (const int signal : {SIGINT, SIGTERM}) {
+    struct sigaction before {};
+    ::sigaction(signal, nullptr, &before);
+    if (before.sa_handler != SIG_IGN) ::sigaction(signal, &on_stop, nullptr);  // else: nohup
+  }
+}
+
 }  // namespace
 
 int quantize(Arguments arguments) {
@@ -192,7 +212,6 @@ int quantize(Arguments arguments) {
   options.recipe = std::move(*recipe);
   options.num_threads = flags.num_threads;
   options.max_shard_bytes = flags.max_shard_bytes;
-  options.resume = flags.resume;
   options.calibrated.all_experts = flags.all_experts;
   options.calibrated.spill.memory_limit = flags.max_memory;
   options.calibrated.spill.device_limit = flags.gpu_memory;
@@ -251,6 +270,7 @@ int quantize(Arguments arguments) {
     }
     last_tenth = tenth;
   };
+  if (options.recipe.needs_calibration()) say_how_to_go_on();
   const Result<QuantizeReport> report = quantize_checkpoint(flags.model, flags.out, options);
   if (!report) return fail(report.error());
   if (flags.json) {

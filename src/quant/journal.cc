@@ -75,8 +75,8 @@ Status write_layer(const LayerFiles& files, const std::map<std::string, PackedWe
 
 }  // namespace
 
-Result<CalibrationJournal> CalibrationJournal::open(const fs::path& folder, const Json& fingerprint,
-                                                    bool resume) {
+Result<CalibrationJournal> CalibrationJournal::open(const fs::path& folder,
+                                                    const Json& fingerprint) {
   CalibrationJournal journal;
   journal.folder_ = folder;
   std::error_code error;
@@ -97,14 +97,10 @@ Result<CalibrationJournal> CalibrationJournal::open(const fs::path& folder, cons
   if (fs::exists(print_path) && fs::exists(journal.file_of("layer", 0, "json"))) {
     NB_TRY(const std::string text, read_file(print_path));
     NB_TRY(const Json then, parse_json(text, print_path.string()));
-    if (!resume)
-      return make_error(ErrorCode::kInvalidArgument,
-                        "{}: an interrupted run is here; go on with --resume, or delete the folder",
-                        folder.string());
     if (then != fingerprint)
       return make_error(ErrorCode::kInvalidArgument,
-                        "{}: cannot resume: {} changed since the interrupted run; undo that, or "
-                        "delete the folder",
+                        "{}: an interrupted run is here, and {} changed since; undo that to go on "
+                        "with it, or delete the folder",
                         folder.string(), difference(then, fingerprint));
     int num_layers = 0;  // up to the last one whose activations are here
     for (int layer = 0; fs::exists(journal.file_of("layer", layer, "json")); ++layer)

@@ -21,10 +21,9 @@ namespace nibble {
 class CalibrationJournal {
  public:
   // `fingerprint` holds everything the result depends on. An interrupted run in `folder` is
-  // continued when `resume` is set and its fingerprint is the same; a difference is named in the
-  // error. Without `resume` it is an error too, so that nothing is lost by accident.
-  static Result<CalibrationJournal> open(const fs::path& folder, const Json& fingerprint,
-                                         bool resume);
+  // continued when its fingerprint is the same; a difference is named in the error, so that nothing
+  // is lost by accident.
+  static Result<CalibrationJournal> open(const fs::path& folder, const Json& fingerprint);
 
   int num_finished() const { return static_cast<int>(layers_.size()); }
   const Json& decisions(int layer) const { return layers_[static_cast<size_t>(layer)]; }

@@ -49,8 +49,7 @@ class Pipeline {
       device_name_ = device->name();
       NB_TRY(source_hashes_, scan_source(dir));
       const fs::path folder = out_.string() + ".calibration";
-      NB_TRY(CalibrationJournal journal,
-             CalibrationJournal::open(folder, fingerprint(), options_.resume));
+      NB_TRY(CalibrationJournal journal, CalibrationJournal::open(folder, fingerprint()));
       journal_ = std::move(journal);
       CalibratedOptions calibrated = options_.calibrated;
       calibrated.spill.folder = folder;

@@ -18,7 +18,6 @@ struct QuantizeOptions {
   Json calibration_notes;  // for the report: where the samples are from, seed, what was passed over
   CalibratedOptions calibrated;    // its spill folder is chosen here
   Backend device = Backend::kCpu;  // where calibration computes
-  bool resume = false;             // go on with an interrupted calibration of this output
   int num_threads = 0;             // 0: all
   size_t max_shard_bytes = 20'000'000'000;
   // Called after each module with how far the work is; may be empty.

@@ -59,7 +59,7 @@ TEST(AwqGolden, TheReferenceModeFindsTheScalesOfLlmCompressor) {
   ThreadPool pool(2);
   const std::unique_ptr<Device> device = open_device(Backend::kCpu, 2).value();
   CalibrationJournal journal =
-      CalibrationJournal::open(temp.path() / "journal", Json::object(), false).value();
+      CalibrationJournal::open(temp.path() / "journal", Json::object()).value();
   const auto found = calibrate(dir, spec, recipe, groups, samples, options, journal, *device, pool);
   ASSERT_TRUE(found) << found.error().message;
 

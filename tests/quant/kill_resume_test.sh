@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# `kill -9` at random moments of `nibble quantize`, then `--resume`: the output has the bytes of a run
-# that nobody stopped, and its folder does not exist before it is complete.
+# `kill -9` at random moments of `nibble quantize`, then the same command again: the output has the
+# bytes of a run that nobody stopped, and its folder does not exist before it is complete. A run that
+# is interrupted says how to go on.
 #   kill_resume_test.sh NIBBLE [NUM_KILLS [SEED]]     a failure prints the seed that repeats its delays
 set -uo pipefail
 nibble=${1:?usage: kill_resume_test.sh NIBBLE [NUM_KILLS [SEED]]}
@@ -52,7 +53,7 @@ during_run=0
 while [ "$killed" -lt "$num_kills" ]; do
   # Delays are drawn from the length of a whole run; a resumed run is shorter, so some find it finished.
   delay_ms=$((RANDOM * whole_ms / 32768))
-  quantize "$work/out" --resume &
+  quantize "$work/out" &
   run=$!
   sleep "$(printf '%d.%03d' $((delay_ms / 1000)) $((delay_ms % 1000)))"
   if kill -9 "$run" 2>/dev/null; then stopped=1; else stopped=0; fi
@@ -69,6 +70,16 @@ while [ "$killed" -lt "$num_kills" ]; do
     during_run=$((during_run + 1))
   fi
 done
+quantize "$work/out" &
+run=$!
+until grep -q "^layer 2/" "$work/log"; do kill -0 "$run" 2>/dev/null || break; sleep 0.01; done
+kill -TERM "$run" 2>/dev/null
+wait "$run"
+status=$?
+run=
+[ "$status" = 5 ] || fail "an interrupted run ended with status $status, not 5"
+grep -q "interrupted; the same command goes on" "$work/log" ||
+  fail "an interrupted run does not say how to go on"
 (quantize "$work/out" --resume) || fail "the last run failed"
 same "$work/out" || fail "the resumed output differs"
 [ "$during_run" -gt 0 ] || fail "no kill hit a run under way: nothing was tested"
