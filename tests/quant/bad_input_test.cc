@@ -21,13 +21,14 @@ constexpr const char* kModule = "model.layers.3.self_attn.k_proj";
 
 class BadInput : public testing::Test {
  protected:
-  // The demo model with one weight changed by `edit(values, count)`.
+  // The demo model with one weight changed by `edit(values, count)`, and without another.
   template <class Edit>
-  fs::path model_with(const std::string& name, Edit edit) {
+  fs::path model_with(const std::string& name, Edit edit, const std::string& left_out = "") {
     const fs::path to = dir_.path() / "model";
     const ModelDir dir = ModelDir::open(demo_).value();
     CheckpointWriter writer = CheckpointWriter::create(to).value();
     for (const std::string& tensor_name : dir.tensor_names()) {
+      if (tensor_name == left_out) continue;
       OwnedTensor copy = OwnedTensor::copy_of(dir.tensor(tensor_name).value());
       if (tensor_name == name)
         edit(copy.view().as<BFloat16>(), static_cast<size_t>(copy.view().num_elements()));
@@ -71,6 +72,20 @@ TEST_F(BadInput, WeightsThatAreNotFiniteAreNamedByEveryAlgorithm) {
     for (const char* algorithm : {"rtn", "gptq", "awq", "awq+gptq"})
       EXPECT_THAT(refusal(model, options_for(algorithm)), HasSubstr(kModule)) << algorithm << bad;
     fs::remove_all(model);
+  }
+}
+
+TEST_F(BadInput, AModelThatLacksATensorIsRefusedBeforeAnyWork) {
+  const std::string norm = "model.layers.3.input_layernorm.weight";
+  const fs::path model = model_with(
+      "", [](BFloat16*, size_t) {}, norm);
+  for (const char* algorithm : {"rtn", "awq"}) {
+    bool begun = false;
+    QuantizeOptions options = options_for(algorithm);
+    options.calibrated.started = [&] { begun = true; };
+    options.progress = [&](size_t, size_t, const std::string&) { begun = true; };
+    EXPECT_THAT(refusal(model, options), HasSubstr(norm)) << algorithm;
+    EXPECT_FALSE(begun) << algorithm;
   }
 }
 
