@@ -15,8 +15,6 @@
 namespace nibble::cli {
 namespace {
 
-constexpr int kExitInterrupted = 5;  // and resumable
-
 struct QuantizeFlags {
   std::string model;
   std::string out;
@@ -190,7 +188,7 @@ void say_how_to_go_on() {
     constexpr std::string_view kText =
         "\nnibble: interrupted; the same command goes on behind the last finished layer\n";
     (void)!::write(STDERR_FILENO, kText.data(), kText.size());
-    ::_exit(kExitInterrupted);
+    ::_exit(exit_code(ErrorCode::kCancelled));
   };
   for (const int signal : {SIGINT, SIGTERM}) {
     struct sigaction before {};

@@ -10,7 +10,6 @@
 #include <numbers>
 #include <vector>
 
-#include "device/planning_device.h"
 #include "model/architectures.h"
 
 namespace nibble {
@@ -179,11 +178,7 @@ Status visit(const Json& config, const EveryTensor::Make& make,
   NB_TRY(const ModelSpec spec, parse_model_config(config));
   NB_TRY(const std::optional<QuantizationConfig> quantization, parse_quantization_config(config));
   NB_TRY(const WeightShapes shapes, WeightShapes::make(spec, quantization));
-  PlanningDevice device("files", {});
-  Arena counter;
-  NB_TRY(const ModelWeights weights,
-         bind_weights(EveryTensor(shapes, make, make_quantized), spec, device, counter));
-  return {};
+  return look_up_weights(EveryTensor(shapes, make, make_quantized), spec);
 }
 
 // The files' form of zero points: packed along rows.

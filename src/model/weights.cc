@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/format.h"
+#include "device/planning_device.h"
 
 namespace nibble {
 namespace {
@@ -213,6 +214,13 @@ Result<ModelWeights> bind_weights(const WeightSource& source, const ModelSpec& s
     NB_TRY(weights.lm_head, binder.linear("lm_head", spec.vocab_size, spec.hidden_size));
   }
   return weights;
+}
+
+Status look_up_weights(const WeightSource& source, const ModelSpec& spec) {
+  PlanningDevice device("files", {});
+  Arena counted;
+  NB_TRY(const ModelWeights weights, bind_weights(source, spec, device, counted));
+  return {};
 }
 
 WeightBytes weight_bytes(const ModelWeights& weights, bool head_is_embedding) {

@@ -77,6 +77,9 @@ Result<LayerWeights> bind_layer(const ModelDir& dir, const ModelSpec& spec, int 
 Result<ModelWeights> bind_weights(const WeightSource& source, const ModelSpec& spec, Device& device,
                                   Arena& arena, DenseStorage storage = DenseStorage::kPlain);
 
+// Asks for every tensor of the model in its shape, as binding does, and keeps none.
+Status look_up_weights(const WeightSource& source, const ModelSpec& spec);
+
 // Bytes of bound weights in their device layout, by kind.
 struct WeightBytes {
   size_t quantized = 0;   // packed integers, scales, zero points

@@ -257,8 +257,7 @@ class Calibration {
       const OwnedTensor values = to_host(device_, *norm);
       result_.plan.apply(module + ".weight", values.view());
       OwnedTensor& copy = result.values[module];
-      NB_TRY(copy, OwnedTensor::on(device_, norm->dtype, norm->shape, "smoothed norm"));
-      to_device(device_, values.view(), copy.view());
+      NB_TRY(copy, copied_to(device_, values.view(), "smoothed norm"));
       *norm = copy.view();
     }
     return result;
@@ -499,8 +498,8 @@ class Calibration {
       if (recipe_.gptq && moments.num_tokens > 0) {
         const Tensor& gram = moments.gram.view();
         ops_.scale_gram(gram, factors);
-        Compensation compensation{.gptq = *recipe_.gptq, .room = compensation_room_.data()};
-        if (options_.mode.has(Improvement::kRefinement)) compensation.refinement.emplace();
+        Compensation compensation = compensation_of(recipe_, options_.mode);
+        compensation.room = compensation_room_.data();
         NB_TRY(rounded, named(module, ops_.compensate(weight, gram, group->format, search, shares,
                                                       compensation)));
       } else {
@@ -541,6 +540,13 @@ class Calibration {
 };
 
 }  // namespace
+
+Compensation compensation_of(const Recipe& recipe, const CalibrationMode& mode) {
+  Compensation compensation;
+  if (recipe.gptq) compensation.gptq = *recipe.gptq;
+  if (mode.has(Improvement::kRefinement)) compensation.refinement.emplace();
+  return compensation;
+}
 
 Result<CalibratedWeights> calibrate(const ModelDir& dir, const ModelSpec& spec,
                                     const Recipe& recipe, const std::map<std::string, int>& groups,

@@ -57,6 +57,9 @@ struct CalibratedWeights {
   Json layers = Json::array();
 };
 
+// How the recipe's GPTQ rounds in this mode; without the room.
+Compensation compensation_of(const Recipe& recipe, const CalibrationMode& mode);
+
 // Computes on `device`. `groups` gives the recipe's group of every module that is quantized. Layers
 // that `journal` holds are taken from it; every other is recorded there, with the rounded weights.
 Result<CalibratedWeights> calibrate(const ModelDir& dir, const ModelSpec& spec,

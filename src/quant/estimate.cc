@@ -42,15 +42,20 @@ Result<double> measure_products(Device& device) {
   return 2.0 * static_cast<double>(tokens * size * size) / best;
 }
 
+float trial_value(int64_t i) {
+  return static_cast<float>(i % 37) / 37.0f - 0.5f;
+}
+OwnedTensor trial_weight(int64_t size) {
+  OwnedTensor values(DType::kBF16, {size, size});
+  for (int64_t i = 0; i < size * size; ++i)
+    values.view().as<BFloat16>()[i] = BFloat16(trial_value(i));
+  return values;
+}
+
 // Weights per second that the observer and rounding get through.
 Result<double> measure_rounding(const QuantizationGroup& group, Device& device, QuantOps& ops) {
   const int64_t size = device.memory().is_host ? 512 : 4096;
-  const OwnedTensor values(DType::kBF16, {size, size});
-  for (int64_t i = 0; i < size * size; ++i)
-    values.view().as<BFloat16>()[i] = BFloat16(static_cast<float>(i % 37) / 37.0f - 0.5f);
-  NB_TRY(const OwnedTensor weight,
-         OwnedTensor::on(device, DType::kBF16, values.view().shape, "a trial"));
-  to_device(device, values.view(), weight.view());
+  NB_TRY(const OwnedTensor weight, copied_to(device, trial_weight(size).view(), "a trial"));
   NB_TRY(const Observer observer, make_observer(group.observer));
   const RangeSearch search = observer.range_search(DType::kBF16);
   const std::vector<float> shares =
@@ -74,20 +79,13 @@ double compensation_flops(double rows, double columns, const Compensation& compe
 Result<double> measure_compensation(const QuantizationGroup& group, Compensation compensation,
                                     Device& device, QuantOps& ops) {
   const int64_t size = device.memory().is_host ? 512 : 4096;
-  const OwnedTensor values(DType::kBF16, {size, size});
   const OwnedTensor moments(DType::kF32, {size, size});
-  const auto value = [](int64_t i) { return static_cast<float>(i % 37) / 37.0f - 0.5f; };
   for (int64_t i = 0; i < size; ++i)
-    for (int64_t k = 0; k < size; ++k) {
-      values.view().as<BFloat16>()[i * size + k] = BFloat16(value(i * size + k));
-      moments.view().as<float>()[i * size + k] = value(i) * value(k) + (i == k ? 1.0f : 0.0f);
-    }
-  NB_TRY(const OwnedTensor weight,
-         OwnedTensor::on(device, DType::kBF16, values.view().shape, "a trial"));
-  NB_TRY(const OwnedTensor gram,
-         OwnedTensor::on(device, DType::kF32, moments.view().shape, "a trial"));
-  to_device(device, values.view(), weight.view());
-  to_device(device, moments.view(), gram.view());
+    for (int64_t k = 0; k < size; ++k)
+      moments.view().as<float>()[i * size + k] =
+          trial_value(i) * trial_value(k) + (i == k ? 1.0f : 0.0f);
+  NB_TRY(const OwnedTensor weight, copied_to(device, trial_weight(size).view(), "a trial"));
+  NB_TRY(const OwnedTensor gram, copied_to(device, moments.view(), "a trial"));
   NB_TRY(const DeviceMemory room,
          device.allocate(ops.compensation_bytes(size, size, group.format), "a trial"));
   compensation.room = room.data();
@@ -133,9 +131,7 @@ Result<QuantizeEstimate> estimate_quantization(const fs::path& source,
   QuantOps& ops = gpu != nullptr ? *gpu->quant_ops() : host_ops;
   QuantizeEstimate estimate;
   NB_TRY(estimate.flops_per_second, measure_products(device));
-  Compensation compensation;
-  if (recipe.gptq) compensation.gptq = *recipe.gptq;
-  if (options.calibrated.mode.has(Improvement::kRefinement)) compensation.refinement.emplace();
+  const Compensation compensation = compensation_of(recipe, options.calibrated.mode);
 
   size_t largest_tensor = 0;
   double num_parameters = 0;  // of the decoder layers

@@ -95,17 +95,8 @@ class ColumnLoop {
   // The columns of a group as they are now, rounded to the weight's dtype.
   OwnedTensor group_at(int64_t begin) const {
     OwnedTensor group(weight_.dtype, {rows_, group_size_});
-    const auto fill = [&](auto* to) {
-      using T = std::remove_pointer_t<decltype(to)>;
-      for (int64_t r = 0; r < rows_; ++r)
-        for (int64_t k = 0; k < group_size_; ++k)
-          *to++ = T(values_[static_cast<size_t>(r * columns_ + begin + k)]);
-    };
-    switch (weight_.dtype) {
-      case DType::kBF16: fill(group.view().as<BFloat16>()); break;
-      case DType::kF16: fill(group.view().as<Float16>()); break;
-      default: fill(group.view().as<float>());
-    }
+    for (int64_t r = 0; r < rows_; ++r)
+      from_float(values_.data() + r * columns_ + begin, group.view().rows(r, r + 1));
     return group;
   }
 

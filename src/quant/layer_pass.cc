@@ -151,11 +151,7 @@ void convert(const Tensor& from, const Tensor& to) {
   }
   std::vector<float> values(static_cast<size_t>(from.num_elements()));
   to_float(from, values.data());
-  for (size_t i = 0; i < values.size(); ++i) switch (to.dtype) {
-      case DType::kBF16: to.as<BFloat16>()[i] = BFloat16(values[i]); break;
-      case DType::kF16: to.as<Float16>()[i] = Float16(values[i]); break;
-      default: to.as<float>()[i] = values[i];
-    }
+  from_float(values.data(), to);
 }
 
 }  // namespace

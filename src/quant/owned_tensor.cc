@@ -63,4 +63,10 @@ void to_device(Device& device, const Tensor& on_host, const Tensor& on_device) {
   device.synchronize();
 }
 
+Result<OwnedTensor> copied_to(Device& device, const Tensor& on_host, const char* who) {
+  NB_TRY(OwnedTensor copy, OwnedTensor::on(device, on_host.dtype, on_host.shape, who));
+  to_device(device, on_host, copy.view());
+  return copy;
+}
+
 }  // namespace nibble

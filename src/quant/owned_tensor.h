@@ -41,5 +41,6 @@ class OwnedTensor {
 // Whole tensors between host and device; waited for, so any host memory serves.
 OwnedTensor to_host(Device& device, const Tensor& on_device);
 void to_device(Device& device, const Tensor& on_host, const Tensor& on_device);
+Result<OwnedTensor> copied_to(Device& device, const Tensor& on_host, const char* who);
 
 }  // namespace nibble

@@ -9,11 +9,16 @@ namespace {
 
 constexpr size_t kRowsPerTask = 16;
 
-void store_rounded(const Tensor& out, int64_t index, float value) {
-  switch (out.dtype) {
-    case DType::kBF16: out.as<BFloat16>()[index] = BFloat16(value); break;
-    case DType::kF16: out.as<Float16>()[index] = Float16(value); break;
-    default: out.as<float>()[index] = value;
+// What the integers of row r stand for, a value for each of its columns.
+void dequantize_row(const QuantizedWeight& quantized, int64_t r, int64_t num_groups, DType dtype,
+                    std::span<float> values) {
+  const auto columns = static_cast<int64_t>(values.size());
+  const int64_t group_size = columns / num_groups;
+  for (int64_t g = 0; g < num_groups; ++g) {
+    const auto group = static_cast<size_t>(r * num_groups + g);
+    dequantize_group(quantized.integers.data() + r * columns + g * group_size, group_size,
+                     quantized.parameters.scale[group], quantized.parameters.zero_point[group],
+                     dtype, values.data() + g * group_size);
   }
 }
 
@@ -40,11 +45,9 @@ RoundedWeight pack_rounded(const Tensor& weight, const QuantizedWeight& quantize
   const int64_t rows = weight.shape[0];
   const int64_t columns = weight.shape[1];
   const int64_t num_groups = format.num_groups(columns);
-  const int64_t group_size = columns / num_groups;
-  const GroupParameters& parameters = quantized.parameters;
   const int64_t width = packed_width(columns, format.num_bits);
   RoundedWeight result;
-  result.parameters = parameters;
+  result.parameters = quantized.parameters;
   result.packed.resize(static_cast<size_t>(rows * width));
   std::vector<double> row_error(static_cast<size_t>(rows));
   std::vector<double> row_energy(static_cast<size_t>(rows));
@@ -57,12 +60,7 @@ RoundedWeight pack_rounded(const Tensor& weight, const QuantizedWeight& quantize
       const std::span<const int8_t> integers(
           quantized.integers.data() + r * static_cast<size_t>(columns),
           static_cast<size_t>(columns));
-      for (int64_t g = 0; g < num_groups; ++g) {
-        const auto group = static_cast<size_t>(at * num_groups + g);
-        dequantize_group(integers.data() + g * group_size, group_size, parameters.scale[group],
-                         parameters.zero_point[group], weight.dtype,
-                         values.data() + g * group_size);
-      }
+      dequantize_row(quantized, at, num_groups, weight.dtype, values);
       for (size_t c = 0; c < row.size(); ++c) {
         const auto w = static_cast<double>(row[c]);
         const double error = w - static_cast<double>(values[c]);
@@ -109,17 +107,11 @@ void dequantize_weight(const QuantizedWeight& quantized, const QuantFormat& form
                        const Tensor& out, ThreadPool& pool) {
   const int64_t columns = out.shape[1];
   const int64_t num_groups = format.num_groups(columns);
-  const int64_t group_size = columns / num_groups;
   pool.parallel_for(static_cast<size_t>(out.shape[0]), kRowsPerTask, [&](size_t begin, size_t end) {
-    std::vector<float> values(static_cast<size_t>(group_size));
-    for (auto g = static_cast<int64_t>(begin) * num_groups;
-         g < static_cast<int64_t>(end) * num_groups; ++g) {
-      const auto group = static_cast<size_t>(g);
-      dequantize_group(quantized.integers.data() + g * group_size, group_size,
-                       quantized.parameters.scale[group], quantized.parameters.zero_point[group],
-                       out.dtype, values.data());
-      for (int64_t i = 0; i < group_size; ++i)
-        store_rounded(out, g * group_size + i, values[static_cast<size_t>(i)]);
+    std::vector<float> row(static_cast<size_t>(columns));
+    for (auto r = static_cast<int64_t>(begin); r < static_cast<int64_t>(end); ++r) {
+      dequantize_row(quantized, r, num_groups, out.dtype, row);
+      from_float(row.data(), out.rows(r, r + 1));
     }
   });
 }

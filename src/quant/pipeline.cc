@@ -12,7 +12,6 @@
 #include "base/version.h"
 #include "checkpoint/model_dir.h"
 #include "checkpoint/writer.h"
-#include "device/planning_device.h"
 #include "model/architectures.h"
 #include "model/weights.h"
 #include "quant/expert_stacks.h"
@@ -157,19 +156,11 @@ class Pipeline {
             {"--calibrate-all-experts", options_.calibrated.all_experts}};
   }
 
-  // Every tensor of the model is there, in its shape.
-  static Status check_tensors(const ModelDir& dir, const ModelSpec& spec) {
-    PlanningDevice device("files", {});
-    Arena counted;
-    const Result<ModelWeights> weights = bind_weights(*source_of(dir), spec, device, counted);
-    return weights ? Status() : weights.error();
-  }
-
   Status check_written() const {
     const auto read_back = [&]() -> Status {
       NB_TRY(const ModelDir dir, ModelDir::open(out_));
       NB_TRY(const ModelSpec spec, parse_model_config(dir.config()));
-      return check_tensors(dir, spec);
+      return look_up_weights(*source_of(dir), spec);
     };
     if (const Status read = read_back(); !read)
       return make_error(ErrorCode::kCorrupt, "{}: written, but does not read back: {}",
@@ -185,7 +176,7 @@ class Pipeline {
                         out_.string());
     NB_TRY_STATUS(check_quantizable(dir, options_.recipe, options_.calibration.size()));
     NB_TRY(spec_, parse_model_config(dir.config()));
-    NB_TRY_STATUS(check_tensors(dir, spec_));
+    NB_TRY_STATUS(look_up_weights(*source_of(dir), spec_));
     NB_TRY(explanation_, explain_recipe(options_.recipe, spec_));
     for (const std::string& warning : explanation_.warnings) log_warning("recipe: {}", warning);
     for (const ModuleDecision& decision : explanation_.modules) {

@@ -51,4 +51,20 @@ void to_float(const Tensor& from, float* to) {
   }
 }
 
+void from_float(const float* from, const Tensor& to) {
+  const auto count = static_cast<size_t>(to.num_elements());
+  const auto round_to = [&](auto* values) {
+    using T = std::remove_pointer_t<decltype(values)>;
+    std::transform(from, from + count, values, [](float v) { return T(v); });
+  };
+  switch (to.dtype) {
+    case DType::kF32: std::copy_n(from, count, to.as<float>()); return;
+    case DType::kF16: return round_to(to.as<Float16>());
+    case DType::kBF16: return round_to(to.as<BFloat16>());
+    case DType::kF8E5M2: return round_to(to.as<Float8E5M2>());
+    case DType::kF8E4M3: return round_to(to.as<Float8E4M3>());
+    default: NB_CHECK(false, "%s is not a float type", dtype_name(to.dtype).data());
+  }
+}
+
 }  // namespace nibble

@@ -60,5 +60,7 @@ struct Tensor {
 
 // Widens (or copies) n floating elements of `from` into floats; the one loader of mixed dtypes.
 void to_float(const Tensor& from, float* to);
+// The other way, each value rounded to the dtype of `to`.
+void from_float(const float* from, const Tensor& to);
 
 }  // namespace nibble

@@ -1,8 +1,11 @@
-// Rounding through the 16-bit types over every bit pattern, and the arena's two modes.
+// Rounding through the 16-bit types over every bit pattern, floats into tensors, and the arena's
+// two modes.
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 #include <random>
+#include <vector>
 
 #include "support/random.h"
 #include "tensor/arena.h"
@@ -55,6 +58,19 @@ TEST(DType, BFloat16RoundsToNearestEven) {
   every_value_survives_and_midpoints_go_to_even<BFloat16>(0x7f7f);
   EXPECT_TRUE(std::isinf(float(BFloat16(3.4e38f))));
   EXPECT_TRUE(std::isnan(float(BFloat16(std::nanf("")))));
+}
+
+TEST(Tensor, ValuesOfEachFloatTypeComeBackFromFloats) {
+  const std::vector<float> values = {0, -0.5f, 1.75f, 96};  // every type holds them
+  for (const DType dtype :
+       {DType::kF32, DType::kF16, DType::kBF16, DType::kF8E5M2, DType::kF8E4M3}) {
+    std::array<std::byte, 16> memory;
+    const Tensor tensor{memory.data(), dtype, {4}};
+    from_float(values.data(), tensor);
+    std::vector<float> back(4, -1.0f);
+    to_float(tensor, back.data());
+    EXPECT_EQ(back, values) << dtype_name(dtype);
+  }
 }
 
 TEST(Arena, CountsWhatItPlaces) {

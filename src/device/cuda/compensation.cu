@@ -196,22 +196,27 @@ struct BlockOfRow {
   int64_t pitch;
   int size;
   double damp;
+  double* stored;  // gradients[] go back there
   double gradients[kSlots];
   double moves[kSlots];
 
-  __device__ int column(int slot) const { return slot * 32 + lane(); }
-  // What of the block lies at `at`, one for each of its columns.
-  __device__ void load_gradients(const double* at) {
+  __device__ BlockOfRow(const RefinementLaunch& launch, int64_t row, int64_t begin, int size)
+      : pitch(launch.rounding.weight.columns), size(size), damp(launch.damp) {
+    gram = launch.gram + begin * pitch + begin;
+    stored = launch.gradients + row * pitch + begin;
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
-      gradients[s] = column(s) < size ? at[column(s)] : 0;
+      gradients[s] = column(s) < size ? stored[column(s)] : 0;
       moves[s] = 0;
     }
   }
-  __device__ void store(double* gradients_at) const {
+  __device__ int column(int slot) const {
+    return slot * 32 + lane();
+  }
+  __device__ void store() const {
 #pragma unroll
     for (int s = 0; s < kSlots; ++s)
-      if (column(s) < size) gradients_at[column(s)] = gradients[s];
+      if (column(s) < size) stored[column(s)] = gradients[s];
   }
   // The column that `slot` is in lane `turn` moves by what that lane says.
   __device__ void take(int slot, int turn, double move_of_lane) {
@@ -235,9 +240,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t row = row_of_warp();
   if (row >= launch.rounding.weight.rows) return;
   const int64_t columns = launch.rounding.weight.columns;
-  BlockOfRow block{launch.gram + begin * columns + begin, columns, size, launch.damp};
-  double* gradients = launch.gradients + row * columns + begin;
-  block.load_gradients(gradients);
+  BlockOfRow block(launch, row, begin, size);
 #pragma unroll
   for (int s = 0; s < kSlots; ++s) {
     double move = 0;
@@ -254,7 +257,7 @@ __global__ void __launch_bounds__(kThreads)
     for (uint32_t left = __ballot_sync(kAll, move != 0); left != 0; left &= left - 1)
       block.take(s, __ffs(static_cast<int>(left)) - 1, move);
   }
-  block.store(gradients);
+  block.store();
 #pragma unroll
   for (int s = 0; s < kSlots; ++s)
     if (block.column(s) < size) launch.moves[row * width + block.column(s)] = block.moves[s];
@@ -272,9 +275,7 @@ __global__ void __launch_bounds__(kThreads)
     if (lane() == 0) launch.num_moved[row] = 0;
     return;
   }
-  BlockOfRow block{launch.gram + begin * columns + begin, columns, size, launch.damp};
-  double* gradients = launch.gradients + row * columns + begin;
-  block.load_gradients(gradients);
+  BlockOfRow block(launch, row, begin, size);
   bool changed = false;
 #pragma unroll
   for (int s = 0; s < kSlots; ++s) {
@@ -322,7 +323,7 @@ __global__ void __launch_bounds__(kThreads)
       changed = true;
     }
   }
-  block.store(gradients);
+  block.store();
   int count = 0;
 #pragma unroll
   for (int s = 0; s < kSlots; ++s) {

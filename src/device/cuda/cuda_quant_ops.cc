@@ -183,6 +183,7 @@ struct CudaQuantOps::CompensationRoom {
   double* work;
   float* u;  // [columns, columns]
   double* factor_scratch;
+  float* diagonal;
   int32_t* order;
   uint8_t* reached;
   int8_t* integers;  // [rows, columns]
@@ -204,6 +205,7 @@ struct CudaQuantOps::CompensationRoom {
     work = take<double>(most / int64_t{sizeof(double)} + 1, arena);
     u = take<float>(columns * columns, arena);
     factor_scratch = take<double>(inverse_factor_scratch(columns), arena);
+    diagonal = take<float>(columns, arena);
     order = take<int32_t>(columns, arena);
     reached = take<uint8_t>(columns, arena);
     integers = take<int8_t>(rows * columns, arena);
@@ -287,9 +289,8 @@ Result<RoundedWeight> CudaQuantOps::compensate(const Tensor& weight, const Tenso
   const CompensationRoom room(weight.shape[0], n, format, arena);
 
   std::vector<float> diagonal(static_cast<size_t>(n));
-  auto* diagonal_here = diagonal_.reserve<float>(n);
-  launch_diagonal(gram.as<const float>(), n, diagonal_here, stream_);
-  to_host(std::span(diagonal), diagonal_here);
+  launch_diagonal(gram.as<const float>(), n, room.diagonal, stream_);
+  to_host(std::span(diagonal), room.diagonal);
   NB_CUDA(cudaStreamSynchronize(stream_));
   NB_TRY(const ColumnOrder order, column_order(diagonal, settings.act_order));
   copy_to(room.order, std::span(order.columns));

@@ -96,7 +96,6 @@ class CudaQuantOps final : public QuantOps {
   GrowingBuffer flags_;  // one word each: values not finite, steps that improved
   GrowingBuffer sums_;   // a result and partial sums
   GrowingBuffer partials_;
-  GrowingBuffer diagonal_;
   const float* uploaded_powers_ = nullptr;
 };
 
